@@ -1,0 +1,1 @@
+"""The agent: carries spooled runs to an MLflow server."""

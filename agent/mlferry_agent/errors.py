@@ -1,0 +1,68 @@
+"""What can go wrong in the agent, one class an outcome.
+
+Owns the agent's exception classes and nothing else: it decides no policy and logs nothing. The docstring of each class
+is the operator's message: what happened, what was kept, what to do. `reason` carries the detail of the one case; it
+never contains a secret.
+"""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """The agent could not do what it was asked. Nothing that was spooled is lost; the reason says what stands in the way."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Unencodable(AgentError):
+    """This record cannot be said to an MLflow server: the server would refuse it, or accept it and store something else.
+
+    It was not sent. The record stays in the spool, and the rest of its run is delivered. Look at the reason with
+    `mlferry status`, then drop the record; sending it again cannot help.
+    """
+
+
+class UndeliverableName(AgentError):
+    """An MLflow server would refuse an artifact of this name, or store it under another name.
+
+    It was not sent. The file stays in the spool and the rest of its run is delivered. Fetch it from the spool, or log
+    it again under a plain name.
+    """
+
+
+class NotProxied(AgentError):
+    """The run's artifacts do not live behind the tracking server, so they cannot be sent through it.
+
+    Nothing was sent. Artifacts of this run have to go straight to the store that its artifact URI names.
+    """
+
+
+class WrongDestination(AgentError):
+    """The tracking URI is not one that the agent can deliver to.
+
+    Nothing was sent and everything is kept. Set MLFLOW_TRACKING_URI for the agent to the http:// or https:// address
+    of an MLflow server.
+    """
+
+
+class Misconfigured(AgentError):
+    """The agent and the server do not agree on how to talk: credentials, certificates, proxy or host name.
+
+    Delivery to this server is paused and everything is kept. Correct what the reason names; delivery then goes on.
+    """
+
+
+class Unreachable(AgentError):
+    """No whole answer came back from the server.
+
+    Whether the server acted on the request is unknown. Everything is kept, and the agent tries again by itself.
+    """
+
+
+class UnreadableFile(AgentError):
+    """A file that should be uploaded could not be read, or is not as long as it was when it was spooled.
+
+    The upload was broken off, so the server keeps no half of it. Check the disk that holds the spool.
+    """

@@ -1,0 +1,78 @@
+"""When to try again, and when to stop.
+
+Owns the waits between attempts. Pure arithmetic over a random generator and a clock that are handed in: never sleeps.
+
+Full jitter (a wait drawn evenly between nothing and the exponential bound) keeps a hundred agents that lost the same
+server from coming back in step. A server that names a time with Retry-After is obeyed, up to an hour, and the same
+jitter is added on top, since everyone else was told the same time. What is transient is tried for ever: giving up is
+for answers that may be a refusal (SUSPECT), and only after a bounded number of attempts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mlferry_agent.answers import Judgement, Verdict
+
+SUSPECT_400_ATTEMPTS = 3
+"""400 BAD_REQUEST is a wrapped SQL error: a race that the next attempt wins, or a value the database never takes."""
+
+SUSPECT_500_ATTEMPTS = 8
+"""500 is mostly an overloaded server; only rarely a body that it can never take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Bounds of the waits, in seconds: the first is below `base_s`, each next bound doubles, none is above `cap_s`."""
+
+    base_s: float = 0.5
+    cap_s: float = 60.0
+    retry_after_cap_s: float = 3600.0
+
+    def delay_s(self, attempt: int, rng: random.Random, retry_after_s: float | None = None) -> float:
+        """Seconds to wait after failed attempt number `attempt` (from 1), given what the server asked for."""
+        # 2.0**63 is past any cap; the bound keeps a year of failures from overflowing a float.
+        bound = min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, 63))
+        asked = min(retry_after_s or 0.0, self.retry_after_cap_s)
+        return asked + rng.uniform(0.0, bound)
+
+
+def attempts_allowed(judgement: Judgement) -> int | None:
+    """How often a request may be tried in all, given its last judgement; None is for ever."""
+    if judgement.verdict is Verdict.RETRY:
+        return None
+    if judgement.verdict is Verdict.SUSPECT:
+        return SUSPECT_400_ATTEMPTS if judgement.status < 500 else SUSPECT_500_ATTEMPTS
+    return 1
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The attempts at one request: how many were made, and when the next is due on the injected monotonic `clock`.
+
+    SUSPECT answers are counted apart: an hour of 503 before them says nothing about the body, and must not use up
+    the few attempts that a suspect body gets.
+    """
+
+    backoff: Backoff
+    rng: random.Random
+    clock: Callable[[], float]
+    made: int = 0
+    due_at: float = 0.0
+    _suspected: int = field(default=0, init=False)
+
+    def again(self, judgement: Judgement) -> float | None:
+        """Count one failed attempt; seconds until the next one, or None when there shall be none.
+
+        None means: settle by the verdict, and take SUSPECT for REFUSED.
+        """
+        self.made += 1
+        self._suspected += judgement.verdict is Verdict.SUSPECT
+        allowed = attempts_allowed(judgement)
+        if allowed is not None and max(self._suspected, 1) >= allowed:
+            return None
+        delay = self.backoff.delay_s(self.made, self.rng, judgement.retry_after_s)
+        self.due_at = self.clock() + delay
+        return delay

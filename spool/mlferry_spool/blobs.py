@@ -1,0 +1,124 @@
+"""Artifact bytes by content: ``blobs/<sha256>`` of a run, each stored once however often it is logged.
+
+A blob is complete before anything names it: copied to a temporary name, made durable, renamed, and the directory made
+durable; only then may a frame carry its digest. Where the file system can share extents (btrfs, XFS) the copy is a reflink.
+The digest is of the copy, so a source that changes meanwhile still gives a blob that is what its name says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mlferry_spool.files import sync_directory
+from mlferry_spool.layout import BLOBS
+
+__all__ = ["Blob", "Blobs", "digest_of"]
+
+_FICLONE = 0x40049409  # linux/fs.h
+_CHUNK = 1 << 20
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Stored bytes: SHA-256 (32 bytes) and size in bytes."""
+
+    sha256: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A blob that comes in, under its temporary name."""
+
+    file: BinaryIO
+    path: Path
+
+
+class Blobs:
+    """The blobs of one run. Several processes may add at once; none ever changes what is there."""
+
+    def __init__(self, run_directory: Path, *, durable: bool = True) -> None:
+        self._directory = run_directory / BLOBS
+        self._durable = durable
+
+    def __repr__(self) -> str:
+        return f"Blobs({str(self._directory)!r})"
+
+    def path(self, sha256: bytes) -> Path:
+        return self._directory / sha256.hex()
+
+    def put_file(self, source: str | os.PathLike[str]) -> Blob:
+        """Copy a file in. Raises OSError: the source cannot be read, or the disk does not take it."""
+        with Path(source).open("rb") as original, self._incoming() as copy:
+            cloned = _reflink(original, copy.file)
+            return self._keep(copy, digest_of(copy.file) if cloned else _copy(original, copy.file))
+
+    def put_bytes(self, data: bytes) -> Blob:
+        """Store bytes. Raises OSError: the disk does not take them."""
+        blob = Blob(hashlib.sha256(data).digest(), len(data))
+        if self._has(blob):
+            return blob
+        with self._incoming() as copy:
+            copy.file.write(data)
+            return self._keep(copy, blob)
+
+    def _has(self, blob: Blob) -> bool:
+        with contextlib.suppress(OSError):
+            return self.path(blob.sha256).stat().st_size == blob.size
+        return False
+
+    @contextlib.contextmanager
+    def _incoming(self) -> Iterator[_Copy]:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._directory / f"{_TEMPORARY}{os.urandom(8).hex()}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            with os.fdopen(fd, "w+b") as copy:
+                yield _Copy(copy, path)
+        finally:
+            path.unlink(missing_ok=True)  # after the rename there is nothing under this name
+
+    def _keep(self, copy: _Copy, blob: Blob) -> Blob:
+        copy.file.flush()
+        if not self._has(blob):
+            if self._durable:
+                os.fdatasync(copy.file.fileno())
+            copy.path.rename(self.path(blob.sha256))
+            if self._durable:
+                sync_directory(self._directory)
+        return blob
+
+
+def digest_of(file: BinaryIO) -> Blob:
+    """Digest and size of an open file, from its start, in constant memory."""
+    file.seek(0)
+    sha256, size = hashlib.sha256(), 0
+    while chunk := file.read(_CHUNK):
+        sha256.update(chunk)
+        size += len(chunk)
+    return Blob(sha256.digest(), size)
+
+
+def _copy(original: BinaryIO, copy: BinaryIO) -> Blob:
+    sha256, size = hashlib.sha256(), 0
+    while chunk := original.read(_CHUNK):
+        sha256.update(chunk)
+        copy.write(chunk)
+        size += len(chunk)
+    return Blob(sha256.digest(), size)
+
+
+def _reflink(original: BinaryIO, copy: BinaryIO) -> bool:
+    try:
+        fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,114 @@
+"""Names and places in a spool: which directory holds what. Owns the naming rules; it opens no file.
+
+::
+
+    <root>/runs/<UTC time>-<run id>/<writer id>/<offset, 20 digits>.seg
+                                   /<writer id>/writer.lock
+                                   /blobs/<sha256>
+    <root>/store/<writer id>/...        what belongs to no run (experiments, registered models)
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mlferry_spool.limits import MAX_NAME_CHARS
+
+__all__ = [
+    "BLOBS",
+    "LOCK",
+    "default_root",
+    "find_run",
+    "is_name",
+    "new_run_directory",
+    "run_directories",
+    "run_id_of",
+    "segment_name",
+    "segment_offset",
+    "store_directory",
+    "writer_directories",
+    "writer_name",
+]
+
+BLOBS = "blobs"
+LOCK = "writer.lock"
+BALLAST = "ballast"
+
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}")
+_RUN = re.compile(rf"(\d{{8}}T\d{{6}})-([A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}})")
+_SEGMENT = re.compile(r"(\d{20})\.seg")
+
+
+def default_root(environ: Mapping[str, str]) -> Path:
+    """``MLFERRY_DIR``, else ``$XDG_DATA_HOME/mlferry``, else ``~/.local/share/mlferry`` (XDG base directories)."""
+    if environ.get("MLFERRY_DIR"):
+        return Path(environ["MLFERRY_DIR"]).expanduser()
+    data = environ.get("XDG_DATA_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".local" / "share"
+    return Path(data) / "mlferry"
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` may be a run id or a writer id: one plain directory entry, no more."""
+    return _NAME.fullmatch(text) is not None
+
+
+def segment_name(offset: int) -> str:
+    return f"{offset:020d}.seg"
+
+
+def segment_offset(name: str) -> int | None:
+    found = _SEGMENT.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def run_id_of(directory: str) -> str | None:
+    """The run id in the name of a run's directory, or None if it is not one."""
+    found = _RUN.fullmatch(directory)
+    return found[2] if found else None
+
+
+def new_run_directory(root: Path, run_id: str, start_time_ms: int) -> Path:
+    return root / "runs" / f"{_utc(start_time_ms)}-{run_id}"
+
+
+def find_run(root: Path, run_id: str) -> Path | None:
+    """The directory of a run that this spool already holds; the oldest, should two ranks have made one each."""
+    held = [path for path in run_directories(root) if run_id_of(path.name) == run_id]
+    return min(held, default=None)
+
+
+def run_directories(root: Path) -> Iterator[Path]:
+    """Every run's directory, in order of start time."""
+    yield from _children(root / "runs", lambda name: run_id_of(name) is not None)
+
+
+def writer_directories(run: Path) -> Iterator[Path]:
+    """Every writer's directory in a run (or in the store), in order of start time."""
+    yield from _children(run, lambda name: name != BLOBS and is_name(name))
+
+
+def store_directory(root: Path) -> Path:
+    return root / "store"
+
+
+def writer_name(start_time_ms: int, rank: int | None, unique: str) -> str:
+    """A writer's id: sorts by time, tells the rank, and is unique by its random part."""
+    return f"{_utc(start_time_ms)}{'' if rank is None else f'-r{rank}'}-{unique}"
+
+
+def _utc(time_ms: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%S", time.gmtime(time_ms / 1000))
+
+
+def _children(directory: Path, wanted: object) -> Iterator[Path]:
+    assert callable(wanted)
+    try:
+        names = sorted(entry.name for entry in directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        if wanted(name) and (directory / name).is_dir() and not (directory / name).is_symlink():
+            yield directory / name

@@ -1,0 +1,216 @@
+"""Follows a writer's log through its segment files: the thin shell around the pure ``tailer``.
+
+Owns opening files and the step from one segment to the next. It only reads: a spool on a read-only mount, of a living
+writer, or half copied is read as far as it goes. It never decides that a writer is dead; who knows that calls ``finish``.
+
+When is a segment over? When SEGMENT_END was read, or when a later segment stood in the directory *before* its last byte
+was read: the writer begins the next file before it ends the one before. Only then are bytes left over a torn tail.
+
+What is opened is a plain file with one link, owned by the directory's owner, under a name of the spool's own pattern;
+links, pipes and devices are refused without blocking (``UntrustedFile``).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlferry_spool.codec import decode
+from mlferry_spool.errors import CorruptRecord, CorruptSegment, UntrustedFile
+from mlferry_spool.frames import OVERHEAD, PREAMBLE_BYTES, Preamble, read_preamble
+from mlferry_spool.layout import segment_offset
+from mlferry_spool.limits import MAX_SEGMENT_BYTES
+from mlferry_spool.records import Kind, SegmentEnd
+from mlferry_spool.tailer import Cursor, Entry, Lost, scan
+
+__all__ = ["LogReader", "open_trusted", "segment_offsets"]
+
+#: Bytes looked at in one step: thousands of small records, or one of the largest with room to spare.
+WINDOW_BYTES = 2 << 20
+
+
+class LogReader:
+    """Reads one writer's log from a cursor on.
+
+    Args:
+        directory: the writer's directory.
+        cursor: where to go on; the start of the log by default.
+        patience_s: seconds that damage in a growing segment must persist before it is believed. 0 on local file systems;
+            on network file systems pages arrive out of order and holes read as zeros for a while.
+    """
+
+    def __init__(self, directory: Path, cursor: Cursor | None = None, *, patience_s: float = 0.0) -> None:
+        self.directory = directory
+        self.cursor = cursor or Cursor()
+        self.ended = False
+        self._patience_s = patience_s
+        self._suspect: tuple[int, int, float] | None = None
+        self._preamble: tuple[int, Preamble] | None = None
+
+    def __repr__(self) -> str:
+        return f"LogReader({self.directory.name!r}, {self.cursor}, ended={self.ended})"
+
+    def read(self, now: float = 0.0) -> Sequence[Entry | Lost]:
+        """What was written since the last call, at most a window of it; nothing means nothing new for now.
+
+        ``now``: seconds of any monotonic clock, for ``patience_s``.
+
+        Raises:
+            UnsupportedVersion: a newer mlferry wrote this segment; the cursor stays before it.
+            CorruptSegment: the segment is none, and nothing follows it; the cursor stays before it.
+            UntrustedFile: what stands at the segment's name is not opened.
+        """
+        if self.ended:
+            return []
+        offsets = segment_offsets(self.directory)
+        if not offsets:
+            return []
+        if self.cursor.segment not in offsets:
+            return self._skip_to(offsets, start=0, end=0)
+        later = [offset for offset in offsets if offset > self.cursor.segment]
+        fd = open_trusted(self._path(self.cursor.segment))
+        try:
+            events, size = self._scan(fd, bool(later))
+        finally:
+            os.close(fd)
+        if events:
+            return self._take(events, now, final=bool(later))
+        return self._skip_to(later, self.cursor.byte, size) if later else []
+
+    def finish(self) -> Sequence[Entry | Lost]:
+        """The writer is dead and everything readable was read: report a torn tail, if there is one, and end."""
+        self.ended = True
+        torn = self.pending_bytes()
+        if not torn:
+            return []
+        byte = self.cursor.byte
+        return [Lost(self.cursor.segment, byte, byte + torn, None, self.cursor)]
+
+    def pending_bytes(self) -> int:
+        """Bytes of the log behind the cursor (not yet read)."""
+        total = 0
+        for offset in segment_offsets(self.directory):
+            if offset >= self.cursor.segment:
+                try:
+                    size = self._path(offset).stat().st_size
+                except OSError:
+                    continue
+                total += min(size, MAX_SEGMENT_BYTES) - (self.cursor.byte if offset == self.cursor.segment else 0)
+        return max(total, 0)
+
+    def _path(self, offset: int) -> Path:
+        return self.directory / f"{offset:020d}.seg"
+
+    def _scan(self, fd: int, final: bool) -> tuple[list[Entry | Lost], int]:
+        size = min(os.fstat(fd).st_size, MAX_SEGMENT_BYTES)
+        preamble = self._read_preamble(fd, final)
+        if preamble is None:
+            return [], size
+        if self.cursor.byte < PREAMBLE_BYTES:
+            self.cursor = Cursor(self.cursor.segment, PREAMBLE_BYTES, 0)
+        window = WINDOW_BYTES
+        while True:
+            data = os.pread(fd, min(window, size - self.cursor.byte), self.cursor.byte)
+            events, _ = scan(self.cursor, data, preamble.salt)
+            if events or self.cursor.byte + len(data) >= size or not data:
+                return events, size
+            window *= 4
+
+    def _read_preamble(self, fd: int, final: bool) -> Preamble | None:
+        if self._preamble is None or self._preamble[0] != self.cursor.segment:
+            try:
+                found = read_preamble(os.pread(fd, PREAMBLE_BYTES + OVERHEAD, 0))
+            except CorruptSegment as error:
+                if final:
+                    return None
+                raise CorruptSegment(error.detail, path=self._path(self.cursor.segment)) from None
+            if found is None:
+                return None
+            self._preamble = (self.cursor.segment, found)
+        return self._preamble[1]
+
+    def _take(self, events: list[Entry | Lost], now: float, *, final: bool) -> Sequence[Entry | Lost]:
+        """Move past events, up to the end of the segment or to damage that may still heal."""
+        taken: list[Entry | Lost] = []
+        for event in events:
+            if isinstance(event, Lost) and not final and not self._believed(event, now):
+                break
+            taken.append(event)
+            self.cursor = event.after
+            if isinstance(event, Entry) and event.kind == Kind.SEGMENT_END:
+                self._follow(event)
+                break
+        return taken
+
+    def _believed(self, lost: Lost, now: float) -> bool:
+        if self._patience_s <= 0:
+            return True
+        place = (lost.segment, lost.start)
+        if self._suspect is None or self._suspect[:2] != place:
+            self._suspect = (*place, now)
+        return now - self._suspect[2] >= self._patience_s
+
+    def _follow(self, entry: Entry) -> None:
+        try:
+            end = decode(entry.kind, entry.payload)
+        except CorruptRecord:
+            return
+        if isinstance(end, SegmentEnd):
+            if end.next_segment is None:
+                self.ended = True
+            elif end.next_segment > self.cursor.segment:
+                self.cursor = Cursor(end.next_segment)
+
+    def _skip_to(self, offsets: Sequence[int], start: int, end: int) -> Sequence[Entry | Lost]:
+        """The segment is over, or gone: go on in the next one and say what is missing in between."""
+        later = [offset for offset in offsets if offset > self.cursor.segment]
+        if not later:
+            return []
+        # One frame's place is kept for a SEGMENT_END that a writer in trouble could not write.
+        missing = later[0] - self.cursor.offset - 1
+        lost = Lost(self.cursor.segment, start, max(start, end), max(missing, 0), Cursor(later[0]))
+        self.cursor = lost.after
+        return [lost] if missing > 0 else self.read()
+
+
+def segment_offsets(directory: Path) -> list[int]:
+    """Offsets of the segments in a writer's directory, ascending."""
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(offset for offset in map(segment_offset, names) if offset is not None)
+
+
+def open_trusted(path: Path) -> int:
+    """Open a file of the spool for reading, or refuse it. The checks are on the open file, so none can be swapped in.
+
+    Raises:
+        UntrustedFile: a link, a pipe, a device, a file with several links or of another owner than its directory.
+        OSError: it cannot be opened.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        fd = os.open(path, flags)
+    except OSError as error:
+        if path.is_symlink():
+            raise UntrustedFile("a symbolic link", path=path) from error
+        raise
+    status = os.fstat(fd)
+    reason = _distrust(status, path)
+    if reason:
+        os.close(fd)
+        raise UntrustedFile(reason, path=path)
+    return fd
+
+
+def _distrust(status: os.stat_result, path: Path) -> str:
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if status.st_nlink > 1:
+        return "it has several names"
+    if status.st_uid != path.parent.stat().st_uid:
+        return "it has another owner than its directory"
+    return ""
