@@ -200,6 +200,8 @@ def _judge_error(request: Request, status: int, said: _Said) -> Verdict:
             return verdict
     if said.code in _CODES:
         return _CODES[said.code]
+    if request.method == "HEAD" and status == 404:
+        return Verdict.GONE  # an answer to HEAD has no body that could tell a missing artifact from a missing endpoint
     if status in _STATUSES:
         return _STATUSES[status]
     return Verdict.RETRY if status >= 500 else _unknown_4xx(request)

@@ -111,11 +111,11 @@ def dataset_input(
     """One dataset of a log-inputs, with the tags of this use of it (`mlflow.data.context`).
 
     Raises:
-        Unencodable: a field is no string or over its limit in `limits`; an empty name, digest, source type or source.
+        Unencodable: a field is no string or over its limit in `limits`.
     """
     dataset: Entity = {
-        "name": _text(name, "dataset name", limits.MAX_DATASET_NAME_LENGTH, required=True),
-        "digest": _text(digest, "dataset digest", limits.MAX_DATASET_DIGEST_LENGTH, required=True),
+        "name": _text(name, "dataset name", limits.MAX_DATASET_NAME_LENGTH),
+        "digest": _text(digest, "dataset digest", limits.MAX_DATASET_DIGEST_LENGTH),
         "source_type": _text(source_type, "dataset source type"),
         "source": _text(source, "dataset source", limits.MAX_DATASET_SOURCE_LENGTH),
     }

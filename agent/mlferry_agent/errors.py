@@ -66,3 +66,54 @@ class UnreadableFile(AgentError):
 
     The upload was broken off, so the server keeps no half of it. Check the disk that holds the spool.
     """
+
+
+class LedgerBusy(AgentError):
+    """Another mlferry process delivers by this ledger.
+
+    Nothing is wrong: it carries the same spool to the same server. Let it work, stop it, or name another MLFERRY_STATE_DIR.
+    """
+
+
+class LedgerUnusable(AgentError):
+    """The ledger cannot be opened.
+
+    The spool was not touched and nothing was sent. Make the state directory writable for this user, or name another one with
+    MLFERRY_STATE_DIR; a ledger that is lost costs re-sending, never loss or duplicates.
+    """
+
+
+class GaveUp(AgentError):
+    """The server could not be reached for as long as this command was told to wait.
+
+    Everything is kept in the spool. Run the command again when the server is back, or leave it to `mlferry agent`.
+    """
+
+
+class RunParked(AgentError):
+    """One run cannot be delivered as things stand; every other run goes on.
+
+    Everything of it is kept in the spool. Mend what the reason names (restore the run or experiment on the server), then
+    `mlferry retry RUN`.
+    """
+
+
+class BadConfiguration(AgentError):
+    """A setting of the agent is not what its name asks for.
+
+    Nothing was started. Correct the place that the reason names.
+    """
+
+
+class NoDestination(AgentError):
+    """Nobody said which server to deliver to.
+
+    Nothing was sent and everything is kept. Give `--to http://your-mlflow-server:5000`, or set MLFERRY_TO.
+    """
+
+
+class NoSuchRun(AgentError):
+    """The spool holds no run of this id.
+
+    `mlferry status` lists the runs it holds; MLFERRY_DIR or --dir names another spool.
+    """

@@ -144,6 +144,11 @@ def restore_run(run_id: str, workspace: str | None = None) -> Request:
     return _post("runs/restore", _of_run(run_id), workspace)
 
 
+def delete_run(run_id: str, workspace: str | None = None) -> Request:
+    """Mark a run deleted; 200 as well when it is already."""
+    return _post("runs/delete", _of_run(run_id), workspace)
+
+
 def update_run(
     run_id: str,
     status: str | None = None,
@@ -309,9 +314,14 @@ def _problem(segment: str) -> str | None:
     return None
 
 
-def _as_the_server_reads(path: str) -> str:
-    """One round of utils/uri.py `_decode`; the server repeats it, but a fixed point after one round is one for good."""
-    return urllib.parse.urlunparse(urllib.parse.urlparse(urllib.parse.unquote(path)))
+def _as_the_server_reads(path: str) -> str | None:
+    """utils/uri.py `_decode` and `_escape_control_characters`; None where the server gives up after ten rounds."""
+    for _ in range(10):
+        decoded = urllib.parse.urlunparse(urllib.parse.urlparse(urllib.parse.unquote(path)))
+        if decoded == path:
+            return "".join(f"%{ord(char):02x}" if ord(char) < 32 or ord(char) == 127 else char for char in path)
+        path = decoded
+    return None
 
 
 def _short(tag: Entity) -> Entity:

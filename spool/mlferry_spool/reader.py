@@ -39,13 +39,22 @@ class LogReader:
         cursor: where to go on; the start of the log by default.
         patience_s: seconds that damage in a growing segment must persist before it is believed. 0 on local file systems;
             on network file systems pages arrive out of order and holes read as zeros for a while.
+        window_bytes: how much is read in one step; more where one record needs it.
     """
 
-    def __init__(self, directory: Path, cursor: Cursor | None = None, *, patience_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        cursor: Cursor | None = None,
+        *,
+        patience_s: float = 0.0,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> None:
         self.directory = directory
         self.cursor = cursor or Cursor()
         self.ended = False
         self._patience_s = patience_s
+        self._window_bytes = window_bytes
         self._suspect: tuple[int, int, float] | None = None
         self._preamble: tuple[int, Preamble] | None = None
 
@@ -110,7 +119,7 @@ class LogReader:
             return [], size
         if self.cursor.byte < PREAMBLE_BYTES:
             self.cursor = Cursor(self.cursor.segment, PREAMBLE_BYTES, 0)
-        window = WINDOW_BYTES
+        window = self._window_bytes
         while True:
             data = os.pread(fd, min(window, size - self.cursor.byte), self.cursor.byte)
             events, _ = scan(self.cursor, data, preamble.salt)

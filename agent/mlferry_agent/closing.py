@@ -1,0 +1,91 @@
+"""Is a run over, and how did it end? Pure: from facts about its writers to a verdict.
+
+Why it is not simply the last RUN_END. A run may have several writers: ranks of one launch, forked helpers, and the
+processes of earlier attempts that were killed and requeued. The rules:
+
+1. A run lives while any of its writers lives; a living run is never closed.
+2. A helper's death says nothing about the run.
+3. A writer of an earlier attempt that a later attempt took over from does not count any more: whoever resumed the run
+   answers for it. It was taken over if another attempt began after its last sign of life.
+4. Of those that count, the worst end is the run's: a writer that died without RUN_END makes it KILLED, then FAILED, then
+   KILLED as logged, then FINISHED. So FINISHED needs every one of them to have said so.
+
+Life. Under the same kernel (boot id) the writer's lock tells, exactly. A writer on this very machine, on a local disk, from
+an earlier boot is dead. For all others only the age of the last sign of life counts, against ``stale_after_s``; a writer
+that is silent for longer and then speaks again reopens its run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlferry_spool.liveness import Lock, Machine
+from mlferry_spool.records import Open, RunEnd
+
+__all__ = ["Verdict", "WriterFacts", "is_alive", "verdict"]
+
+#: Two hosts' clocks may differ by this much (milliseconds) when one attempt takes over from another.
+_CLOCK_SKEW_MS = 60_000
+
+_WORST_FIRST = ("KILLED", "FAILED", "FINISHED")
+
+
+@dataclass(frozen=True, slots=True)
+class WriterFacts:
+    """What is known of one writer. Times are Unix milliseconds. ``finished``: its log was ended in order."""
+
+    opening: Open
+    end: RunEnd | None
+    finished: bool
+    last_sign: int
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``status`` is MLflow's; ``end_time`` Unix milliseconds, None while the run lives."""
+
+    status: str
+    end_time: int | None
+
+
+def is_alive(
+    opening: Open, lock: Lock, here: Machine, *, local_disk: bool, last_sign: int, now: int, stale_after_s: float
+) -> bool:
+    """Whether a writer whose log has no end in order may still write."""
+    if opening.boot_id and opening.boot_id == here.boot_id and opening.locked and lock is not Lock.UNKNOWN:
+        return lock is Lock.HELD
+    same_machine = opening.machine_id == here.machine_id and opening.host == here.host and bool(opening.machine_id)
+    if local_disk and same_machine and opening.boot_id != here.boot_id:
+        return False
+    return now - last_sign <= stale_after_s * 1000
+
+
+def verdict(writers: list[WriterFacts]) -> Verdict:
+    """How the run stands. ``writers`` is not empty."""
+    if any(writer.alive for writer in writers):
+        return Verdict("RUNNING", None)
+    primary = [writer for writer in writers if writer.opening.role == "primary"] or writers
+    counting = [writer for writer in primary if not _taken_over(writer, primary)] or primary
+    statuses = {_end_of(writer)[0] for writer in counting}
+    status = next((word for word in _WORST_FIRST if word in statuses), "KILLED")
+    return Verdict(status, max(_end_of(writer)[1] for writer in counting))
+
+
+def _end_of(writer: WriterFacts) -> tuple[str, int]:
+    if writer.end is None:
+        return "KILLED", writer.last_sign
+    return writer.end.status, writer.end.end_time
+
+
+def _taken_over(writer: WriterFacts, writers: list[WriterFacts]) -> bool:
+    return any(_took_over(other, writer) for other in writers if other is not writer)
+
+
+def _took_over(later: WriterFacts, earlier: WriterFacts) -> bool:
+    mine, theirs = later.opening, earlier.opening
+    if mine.attempt is not None and mine.attempt == theirs.attempt:
+        return False
+    skew = 0 if mine.host == theirs.host else _CLOCK_SKEW_MS
+    last = earlier.end.end_time if earlier.end is not None else earlier.last_sign
+    return mine.opened + skew >= last and mine.opened > theirs.opened

@@ -1,0 +1,99 @@
+"""The agent's configuration: one frozen object, parsed once, each value with where it came from.
+
+Later sources win: built-in default, ``/etc/mlferry/agent.toml``, ``~/.config/mlferry/agent.toml``, ``MLFERRY_*``, flags.
+Credentials are not configuration: see ``credentials``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mlferry_agent.errors import BadConfiguration
+from mlferry_spool.layout import default_root
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Config", "load"]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the agent was told. ``origins`` names the source of each value."""
+
+    to: str | None = None
+    dir: Path = Path()
+    state_dir: Path = Path()
+    stale_after_s: float = 900.0
+    poll_s: float = 0.5
+    give_up_after_s: float = 120.0
+    connections: int = 4
+    uploads: int = 4
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+def load(environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
+    """Read every source. ``flags`` that are None were not given.
+
+    Raises:
+        BadConfiguration: a file cannot be read, or a value is not what its name asks for.
+    """
+    values: dict[str, Any] = {"dir": default_root(environ), "state_dir": _default_state_dir(environ)}
+    origins = dict.fromkeys(("dir", "state_dir"), "default")
+    tracking = environ.get("MLFLOW_TRACKING_URI", "")
+    if tracking.startswith(("http://", "https://")):
+        values["to"], origins["to"] = tracking, "MLFLOW_TRACKING_URI"
+    for source, found in _sources(environ, flags):
+        for name, value in found.items():
+            values[name], origins[name] = _checked(name, value, source), source
+    return Config(**values, origins={item.name: origins.get(item.name, "default") for item in fields(Config)[:-1]})
+
+
+def _sources(environ: Mapping[str, str], flags: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    home = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "/nonexistent")) / ".config")
+    files = [Path("/etc/mlferry/agent.toml"), home / "mlferry" / "agent.toml"]
+    names = [item.name for item in fields(Config)[:-1]]
+    variables = {name: f"MLFERRY_{name.upper()}" for name in names}
+    found = [(str(path), _toml(path)) for path in files]
+    found += [(variable, {name: environ[variable]}) for name, variable in variables.items() if environ.get(variable)]
+    found += [(f"--{name.replace('_', '-')}", {name: value}) for name, value in flags.items() if value is not None]
+    return found
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadConfiguration(f"{path}: {error}") from error
+
+
+def _checked(name: str, value: Any, source: str) -> Any:
+    kinds = {"to": str, "dir": Path, "state_dir": Path, "connections": int, "uploads": int}
+    numbers = {"stale_after_s", "poll_s", "give_up_after_s"}
+    if name not in kinds and name not in numbers:
+        raise BadConfiguration(f"{source}: there is no setting called {name!r}")
+    try:
+        made = kinds.get(name, float)(value)
+    except (TypeError, ValueError):
+        raise BadConfiguration(f"{source}: {name} = {value!r}") from None
+    if isinstance(made, Path):
+        return made.expanduser()
+    if not isinstance(made, str) and made <= 0:
+        raise BadConfiguration(f"{source}: {name} must be above 0")
+    return made
+
+
+def _default_state_dir(environ: Mapping[str, str]) -> Path:
+    """systemd's ``StateDirectory=``, else ``$XDG_STATE_HOME/mlferry``, else ``~/.local/state/mlferry``."""
+    if environ.get("STATE_DIRECTORY"):
+        return Path(environ["STATE_DIRECTORY"].partition(":")[0])
+    state = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".local" / "state"
+    return Path(state) / "mlferry"

@@ -1,0 +1,179 @@
+"""Sends one request until it is settled: with backoff, without a stampede, never giving up on what is transient.
+
+Owns the health of the destination. When the server does not answer, one courier at a time tries and the others wait for
+it, so that a server that comes back is not met by everything at once. What an answer means is ``answers``; how long to
+wait is ``retry``; what to do about a refusal is ``deliveries``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mlferry_agent.answers import Answer, Judgement, Verdict, classify
+from mlferry_agent.errors import GaveUp, Misconfigured, Unreachable
+from mlferry_agent.requests import Request
+from mlferry_agent.retry import Attempts, Backoff
+
+__all__ = ["Courier", "Health", "Reply", "Sender"]
+
+#: Seconds between two tries of a destination that is configured wrongly: somebody may be mending it.
+_CONFIG_RETRY_S = 60.0
+
+
+class Sender(Protocol):
+    """What a courier needs of a transport."""
+
+    async def send(self, request: Request) -> Answer: ...
+
+    async def upload(self, request: Request, file: Path, size: int) -> Answer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A settled request: the judgement and the answer it was made from."""
+
+    judgement: Judgement
+    answer: Answer
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.judgement.verdict
+
+    @property
+    def reason(self) -> str:
+        return self.judgement.reason
+
+
+@dataclass(slots=True)
+class Health:
+    """How the destination does. ``trouble``: the last failure in words, None while all is well."""
+
+    trouble: str | None = None
+    misconfigured: bool = False
+    well_at: float = 0.0
+    requests: int = 0
+    failures: int = 0
+
+
+class Courier:
+    """Carries requests to one destination.
+
+    Args:
+        sender: the transport.
+        give_up_after_s: seconds without any good answer after which ``GaveUp`` is raised; None: never.
+        patient: wait for a wrong configuration to be mended, instead of raising ``Misconfigured``.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        *,
+        give_up_after_s: float | None = None,
+        patient: bool = True,
+        backoff: Backoff | None = None,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._sender = sender
+        self._give_up_after_s = give_up_after_s
+        self._patient = patient
+        self._backoff = backoff or Backoff()
+        self._rng = rng or random.Random()
+        self._clock = clock
+        self._sleep = sleep
+        self._probe = asyncio.Lock()
+        self.health = Health(well_at=clock())
+
+    async def ask(self, request: Request) -> Reply:
+        """Send until settled; the verdict is never RETRY, and SUSPECT only after the attempts it is allowed.
+
+        Raises:
+            GaveUp: no good answer for ``give_up_after_s``. Misconfigured: the server refuses us, and not ``patient``.
+        """
+        return await self._settle(request, lambda: self._sender.send(request), self._attempts())
+
+    async def upload(self, request: Request, file: Path, size: int) -> Reply:
+        """Send a file until settled. Raises as ``ask``, and ``UnreadableFile``."""
+        return await self._settle(request, lambda: self._sender.upload(request, file, size), self._attempts())
+
+    async def ask_once(self, request: Request, attempts: Attempts) -> Reply:
+        """One attempt at a request that must not be repeated blindly. Verdict RETRY: whether the server acted on it is
+        unknown, and the wait before the next look is over. Raises as ``ask``."""
+        async with self._turn():
+            reply = await self._attempt(request, lambda: self._sender.send(request))
+        delay = self._delay(reply.judgement, attempts)
+        if delay is not None:
+            await self._sleep(delay)
+            return Reply(Judgement(Verdict.RETRY, reply.reason), reply.answer)
+        return reply
+
+    def attempts(self) -> Attempts:
+        """A counter of attempts at one request, for ``ask_once``."""
+        return self._attempts()
+
+    def _attempts(self) -> Attempts:
+        return Attempts(self._backoff, self._rng, self._clock)
+
+    async def _settle(self, request: Request, send: Callable[[], Awaitable[Answer]], attempts: Attempts) -> Reply:
+        while True:
+            async with self._turn():
+                reply = await self._attempt(request, send)
+                delay = self._delay(reply.judgement, attempts)
+                if delay is None:
+                    return reply
+                await self._sleep(delay)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """While the destination is not well, one at a time."""
+        if self.health.trouble is None:
+            yield
+            return
+        async with self._probe:
+            yield
+
+    async def _attempt(self, request: Request, send: Callable[[], Awaitable[Answer]]) -> Reply:
+        self.health.requests += 1
+        answer = Answer(0)
+        try:
+            answer = await send()
+        except Unreachable as error:
+            judgement = Judgement(Verdict.RETRY, error.reason)
+        except Misconfigured as error:
+            judgement = Judgement(Verdict.CONFIG, error.reason)
+        else:
+            judgement = classify(request, answer, now_s=time.time())
+        self._note(judgement)
+        return Reply(judgement, answer)
+
+    def _note(self, judgement: Judgement) -> None:
+        health = self.health
+        health.misconfigured = judgement.verdict is Verdict.CONFIG
+        if judgement.verdict in (Verdict.RETRY, Verdict.CONFIG):
+            health.trouble = judgement.reason
+            health.failures += 1
+        elif judgement.verdict is not Verdict.SUSPECT:
+            health.trouble, health.well_at = None, self._clock()
+
+    def _delay(self, judgement: Judgement, attempts: Attempts) -> float | None:
+        """Seconds until the next attempt, or None when the request is settled."""
+        if judgement.verdict is Verdict.CONFIG:
+            if not self._patient:
+                raise Misconfigured(judgement.reason)
+            return _CONFIG_RETRY_S * self._rng.uniform(0.5, 1.0)
+        if judgement.verdict not in (Verdict.RETRY, Verdict.SUSPECT):
+            return None
+        self._give_up_if_due(judgement)
+        return attempts.again(judgement)
+
+    def _give_up_if_due(self, judgement: Judgement) -> None:
+        if self._give_up_after_s is not None and self._clock() - self.health.well_at >= self._give_up_after_s:
+            raise GaveUp(judgement.reason)

@@ -1,0 +1,127 @@
+"""What waits to be delivered of one run, by lane, and how far each writer's log is acknowledged in each lane. Pure.
+
+A run's records go to the server in lanes, so that a checkpoint of 10 GB does not hold up the loss curve: each lane is in
+order, lanes do not wait for each other. A record (``Item``) becomes one or more pieces (one param, one metric point, one
+file); it is acknowledged when each of them is settled: delivered, or set aside in quarantine.
+
+What may be stored for a writer in a lane is the offset of its first record there that is not yet acknowledged, or, with none
+outstanding, as far as the log was read.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlferry_spool.records import Kind
+
+__all__ = ["CONTROL", "LANE_OF", "Action", "Item", "Lane", "LaneQueue", "Piece"]
+
+
+class Lane(enum.Enum):
+    """The lanes in the order in which a run's small requests are sent."""
+
+    PARAMS = "params"
+    ATTRIBUTES = "attributes"
+    METRICS = "metrics"
+    INPUTS = "inputs"
+    ARTIFACTS = "artifacts"
+    OTHER = "other"
+
+
+LANE_OF: dict[int, Lane] = {
+    Kind.PARAMS: Lane.PARAMS,
+    Kind.TAGS: Lane.ATTRIBUTES,
+    Kind.TAGS_DELETED: Lane.ATTRIBUTES,
+    Kind.RUN_UPDATE: Lane.ATTRIBUTES,
+    Kind.METRICS: Lane.METRICS,
+    Kind.SERIES: Lane.METRICS,
+    Kind.INPUTS: Lane.INPUTS,
+    Kind.ARTIFACT: Lane.ARTIFACTS,
+    Kind.ARTIFACT_DELETED: Lane.ARTIFACTS,
+    Kind.OUTPUTS: Lane.OTHER,
+    Kind.MODEL_START: Lane.OTHER,
+    Kind.MODEL_UPDATE: Lane.OTHER,
+    Kind.EXPERIMENT: Lane.OTHER,
+    Kind.REGISTRY: Lane.OTHER,
+    Kind.TRACE: Lane.OTHER,
+    Kind.SPANS: Lane.OTHER,
+}
+
+#: Kinds that speak about the log or the run's life, not about what a user logged.
+CONTROL = frozenset({Kind.OPEN, Kind.RUN_END, Kind.DROPPED, Kind.SEGMENT_END, Kind.HEARTBEAT})
+
+
+class Action(enum.Enum):
+    """What one piece asks of the server."""
+
+    PARAM = "param"
+    TAG = "tag"
+    DELETE_TAG = "delete tag"
+    UPDATE = "run update"
+    METRIC = "metric"
+    DATASET = "dataset"
+    UPLOAD = "artifact"
+    DELETE_ARTIFACT = "delete artifact"
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A record in a lane; ``left`` pieces are not settled yet, ``delivered`` were taken by the server."""
+
+    writer_id: str
+    offset: int
+    kind: int
+    left: int = 0
+    delivered: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """One thing to deliver. ``name`` is what a person calls it; ``size`` its bytes in a request or on disk."""
+
+    item: Item
+    action: Action
+    name: str
+    entity: Any
+    size: int
+
+
+@dataclass(slots=True)
+class LaneQueue:
+    """One lane of one run."""
+
+    lane: Lane
+    ready: deque[Piece] = field(default_factory=deque)
+    _items: dict[str, deque[Item]] = field(default_factory=dict)
+
+    def add(self, item: Item, pieces: list[Piece]) -> None:
+        """Queue a record's pieces (at least one), in order of the writer's log."""
+        item.left = len(pieces)
+        self._items.setdefault(item.writer_id, deque()).append(item)
+        self.ready.extend(pieces)
+
+    def settle(self, piece: Piece, *, delivered: bool) -> int:
+        """A piece was delivered or set aside. Returns how many records of its writer are acknowledged by that.
+
+        Records count in the order of the log: one that was settled early waits for those before it, so that what is
+        counted and what the stored cursor covers are the same.
+        """
+        piece.item.left -= 1
+        piece.item.delivered += delivered
+        items, acknowledged = self._items[piece.item.writer_id], 0
+        while items and not items[0].left:
+            acknowledged += items.popleft().delivered > 0
+        return acknowledged
+
+    def acknowledged(self, writer_id: str, read: int) -> int:
+        """Every record of the writer before this offset is settled, given that its log was read up to ``read``."""
+        items = self._items.get(writer_id)
+        return items[0].offset if items else read
+
+    @property
+    def outstanding(self) -> int:
+        """Records queued or in flight."""
+        return sum(map(len, self._items.values()))

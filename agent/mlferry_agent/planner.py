@@ -1,0 +1,143 @@
+"""From what is ready in a lane to the next request. Pure: looks at the queue, takes pieces, says what to send.
+
+One kind of entity goes in one request, because the server's log-batch is no transaction: params commit, then metrics, then
+model metrics, then tags, and a failure leaves a prefix (mlflow ``sqlalchemy_store.log_batch``). Limits are MLflow's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from mlferry_agent import limits, requests
+from mlferry_agent.lanes import Action, Lane, LaneQueue, Piece
+from mlferry_agent.requests import Request
+from mlferry_spool.records import RunUpdate
+
+__all__ = ["Batch", "Target", "next_batch", "next_transfer", "request_for", "split"]
+
+#: Bytes of JSON around the entities of a request.
+_ENVELOPE = 200
+
+#: Points that carry a model id: with more, the server answers 400 to a repeated request for ever
+#: (mlflow ``sqlalchemy_store._log_model_metrics`` re-adds instances per slice of 100 keys).
+_MAX_MODEL_METRICS = 100
+
+_MOST = {
+    Action.METRIC: limits.MAX_METRICS_PER_BATCH,
+    Action.PARAM: limits.MAX_PARAMS_TAGS_PER_BATCH,
+    Action.TAG: limits.MAX_PARAMS_TAGS_PER_BATCH,
+    Action.DATASET: limits.MAX_PARAMS_TAGS_PER_BATCH,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A run as the server knows it."""
+
+    server_run_id: str
+    artifact_uri: str
+    workspace: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pieces of one kind that go in one request."""
+
+    lane: Lane
+    pieces: tuple[Piece, ...]
+
+    @property
+    def action(self) -> Action:
+        return self.pieces[0].action
+
+
+def next_batch(queue: LaneQueue) -> Batch | None:
+    """Take the next request's pieces from a lane of small things, in order; None if nothing is ready."""
+    if not queue.ready:
+        return None
+    first = queue.ready[0]
+    taken: list[Piece] = []
+    size, most = _ENVELOPE, _most(first)
+    while queue.ready and len(taken) < most and _goes_with(first, queue.ready[0]):
+        piece = queue.ready[0]
+        if taken and (size + piece.size > limits.MAX_REQUEST_BYTES or _conflicts(piece, taken)):
+            break
+        taken.append(queue.ready.popleft())
+        size += piece.size + 1
+    return Batch(queue.lane, tuple(taken))
+
+
+def next_transfer(queue: LaneQueue, busy: set[str]) -> Batch | None:
+    """Take the smallest ready artifact whose path is not ``busy``; one path's versions keep their order."""
+    seen = set(busy)
+    candidates: list[Piece] = []
+    for piece in queue.ready:
+        if piece.name not in seen:
+            candidates.append(piece)
+        seen.add(piece.name)
+    if not candidates:
+        return None
+    chosen = min(candidates, key=lambda piece: piece.size)
+    _remove(queue.ready, chosen)
+    return Batch(queue.lane, (chosen,))
+
+
+def split(batch: Batch) -> tuple[Batch, Batch]:
+    """Two halves, in order: how the one bad entity of a refused batch is found."""
+    middle = len(batch.pieces) // 2
+    return Batch(batch.lane, batch.pieces[:middle]), Batch(batch.lane, batch.pieces[middle:])
+
+
+def request_for(batch: Batch, target: Target) -> Request:
+    """The request that delivers a batch. Raises ``Unencodable``, ``UndeliverableName``, ``NotProxied``."""
+    run_id, workspace = target.server_run_id, target.workspace
+    entities = [piece.entity for piece in batch.pieces]
+    match batch.action:
+        case Action.PARAM:
+            return requests.log_batch(run_id, params=entities, workspace=workspace)
+        case Action.METRIC:
+            return requests.log_batch(run_id, metrics=entities, workspace=workspace)
+        case Action.TAG:
+            return requests.log_batch(run_id, tags=entities, workspace=workspace)
+        case Action.DATASET:
+            return requests.log_inputs(run_id, entities, workspace=workspace)
+        case Action.DELETE_TAG:
+            return requests.delete_tag(run_id, entities[0], workspace=workspace)
+        case Action.UPDATE:
+            return _update(run_id, entities[0], workspace)
+        case Action.UPLOAD:
+            return requests.put_artifact(target.artifact_uri, entities[0].path, workspace)
+        case Action.DELETE_ARTIFACT:
+            return requests.delete_artifact(target.artifact_uri, entities[0].path, workspace)
+
+
+def _update(run_id: str, update: RunUpdate, workspace: str | None) -> Request:
+    if update.lifecycle == "deleted":
+        return requests.delete_run(run_id, workspace)
+    if update.lifecycle == "active":
+        return requests.restore_run(run_id, workspace)
+    return requests.update_run(run_id, status=update.status, run_name=update.run_name, workspace=workspace)
+
+
+def _most(piece: Piece) -> int:
+    if piece.action is Action.METRIC and "model_id" in piece.entity:
+        return _MAX_MODEL_METRICS
+    return _MOST.get(piece.action, 1)
+
+
+def _goes_with(first: Piece, piece: Piece) -> bool:
+    same = piece.action is first.action
+    return same and (first.action is not Action.METRIC or ("model_id" in piece.entity) == ("model_id" in first.entity))
+
+
+def _conflicts(piece: Piece, taken: list[Piece]) -> bool:
+    """The server refuses a batch that names one param twice; apart, the second is accepted if it says the same."""
+    return piece.action is Action.PARAM and any(piece.name == other.name for other in taken)
+
+
+def _remove(ready: deque[Piece], chosen: Piece) -> None:
+    for index, piece in enumerate(ready):
+        if piece is chosen:
+            del ready[index]
+            return

@@ -1,0 +1,153 @@
+"""A record of the spool -> the pieces that an MLflow server is asked for. Pure; strict by way of ``encoding``.
+
+Identity is translated here: where a tag names a run by the id it had offline, the piece names it by the server's.
+What cannot be said to a server at all comes back as a refusal beside the pieces that can: one bad point of ten stops only
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlferry_agent import encoding
+from mlferry_agent.errors import Unencodable
+from mlferry_agent.lanes import Action, Item, Piece
+from mlferry_spool.records import (
+    Artifact,
+    ArtifactDeleted,
+    Dataset,
+    Inputs,
+    Metrics,
+    Params,
+    Record,
+    RunUpdate,
+    Series,
+    Tags,
+    TagsDeleted,
+)
+
+__all__ = ["RUN_ID_TAG", "Refusal", "Translation", "translate"]
+
+#: On every run that mlferry delivers: the id the run had offline.
+RUN_ID_TAG = "mlferry.run_id"
+
+#: Tags whose value is a run's id (``mlflow.utils.mlflow_tags``).
+_RUN_REFERENCES = frozenset({"mlflow.parentRunId", "mlflow.rootRunId"})
+
+#: JSON around one metric, param or tag, generously.
+_ENTITY_OVERHEAD = 120
+
+ServerId = Callable[[str], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something in a record that no server can be told, and why."""
+
+    action: str
+    name: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Translation:
+    """What became of one record."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+def translate(item: Item, record: Record, server_id: ServerId) -> Translation:
+    """Pieces and refusals of a record. ``server_id`` maps a run's offline id to the server's, or to None if unknown."""
+    done = Translation()
+    for action, name, make in _wishes(record, server_id):
+        try:
+            entity, size = make()
+        except Unencodable as error:
+            done.refusals.append(Refusal(action.value, name, error.reason))
+        else:
+            done.pieces.append(Piece(item, action, name, entity, size))
+    return done
+
+
+Wish = tuple[Action, str, Callable[[], tuple[Any, int]]]
+
+
+def _wishes(record: Record, server_id: ServerId) -> Iterator[Wish]:
+    if isinstance(record, Metrics):
+        yield from _points(record)
+    elif isinstance(record, Series):
+        yield from _series(record)
+    elif isinstance(record, Params):
+        yield from ((Action.PARAM, key, _text(encoding.param, key, value)) for key, value in record.values.items())
+    elif isinstance(record, Tags):
+        for key, value in record.values.items():
+            known = server_id(value) if key in _RUN_REFERENCES else None
+            yield Action.TAG, key, _text(encoding.tag, key, known or value)
+    elif isinstance(record, TagsDeleted):
+        yield from ((Action.DELETE_TAG, key, _constant(key)) for key in record.keys)
+    elif isinstance(record, RunUpdate):
+        yield Action.UPDATE, "run", _constant(record)
+    elif isinstance(record, Inputs):
+        yield from ((Action.DATASET, dataset.name, _dataset(dataset)) for dataset in record.datasets)
+    elif isinstance(record, Artifact):
+        yield Action.UPLOAD, record.path, _constant(record, record.size)
+    elif isinstance(record, ArtifactDeleted):
+        yield Action.DELETE_ARTIFACT, record.path, _constant(record)
+
+
+def _points(record: Metrics) -> Iterator[Wish]:
+    for key, value in record.values.items():
+        yield Action.METRIC, key, _metric(record, key, value, record.timestamp, record.step)
+
+
+def _series(record: Series) -> Iterator[Wish]:
+    for value, step, timestamp in record.points():
+        yield Action.METRIC, record.key, _metric(record, record.key, value, timestamp, step)
+
+
+def _metric(
+    record: Metrics | Series, key: str, value: float, timestamp: int, step: int
+) -> Callable[[], tuple[Any, int]]:
+    def make() -> tuple[Any, int]:
+        links = {"dataset_name": record.dataset_name, "dataset_digest": record.dataset_digest}
+        entity = encoding.metric(key, value, timestamp, step, model_id=record.model_id, **links)
+        return entity, len(key.encode()) + _ENTITY_OVERHEAD
+
+    return make
+
+
+def _text(encode: Callable[[str, str], Any], key: str, value: str) -> Callable[[], tuple[Any, int]]:
+    def make() -> tuple[Any, int]:
+        entity = encode(key, value)
+        return entity, len(encoding.dumps(entity))
+
+    return make
+
+
+def _dataset(dataset: Dataset) -> Callable[[], tuple[Any, int]]:
+    def make() -> tuple[Any, int]:
+        entity = encoding.dataset_input(
+            dataset.name,
+            dataset.digest,
+            dataset.source_type,
+            _resolved(dataset.source),
+            schema=None if dataset.schema is None else _resolved(dataset.schema),
+            profile=None if dataset.profile is None else _resolved(dataset.profile),
+            tags=dataset.tags.items(),
+        )
+        return entity, len(encoding.dumps(entity))
+
+    return make
+
+
+def _resolved(text: object) -> str:
+    if not isinstance(text, str):
+        raise Unencodable("a long text of this dataset is not in the run's blobs")
+    return text
+
+
+def _constant(entity: Any, size: int = 0) -> Callable[[], tuple[Any, int]]:
+    return lambda: (entity, size)

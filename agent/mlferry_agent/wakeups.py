@@ -1,0 +1,59 @@
+"""Wakes the agent when something new begins in a spool: a run, a writer, a segment. A hint only; polling finds all.
+
+Only creations are watched (watchdog's event filter sets the inotify mask), so a trainer that logs a thousand points a
+second wakes nobody; growth of known files is polled. On network file systems events do not arrive and nothing is watched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+from mlferry_agent.filesystems import is_local
+
+__all__ = ["Wakeups"]
+
+
+class Wakeups(FileSystemEventHandler):
+    """An asyncio event that is set when the spool at ``root`` changes shape."""
+
+    def __init__(self, root: Path, loop: asyncio.AbstractEventLoop) -> None:
+        self._root = root
+        self._loop = loop
+        self._observer = Observer()
+        self._event = asyncio.Event()
+        self.watching = False
+
+    def start(self) -> None:
+        """Watch, if events arrive here; a spool that is not there yet is found by polling."""
+        runs = self._root / "runs"
+        if self.watching or not runs.is_dir() or not is_local(runs):
+            return
+        kinds: list[type[FileSystemEvent]] = [DirCreatedEvent, FileCreatedEvent, FileMovedEvent]
+        # Out of inotify watches or descriptors: polling does without.
+        with contextlib.suppress(OSError):
+            self._observer.schedule(self, str(runs), recursive=True, event_filter=kinds)
+            self._observer.start()
+            self.watching = True
+
+    def stop(self) -> None:
+        if self.watching:
+            self._observer.stop()
+            self._observer.join()
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    def wake(self) -> None:
+        self._event.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Until something happens, or for as long."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._event.wait(), seconds)
+        self._event.clear()
