@@ -19,7 +19,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,9 @@ class RunRow:
     end_time: int | None = None
     parked: str | None = None
     reported: Mapping[str, str] = field(default_factory=dict)
+
+
+_RUN_COLUMNS = tuple(item.name for item in fields(RunRow))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,30 +190,18 @@ class Ledger:
         return list(self._runs(""))
 
     def _runs(self, where: str, *values: object) -> Iterator[RunRow]:
-        columns = (
-            "run_id, directory, run_name, experiment_name, experiment_id, server_run_id, artifact_uri, in_doubt, status,"
-            " end_time, parked, reported"
-        )
-        for row in self._database.execute(f"SELECT {columns} FROM runs {where} ORDER BY directory", values):
-            *identity, in_doubt, status, end_time, parked, reported = row
-            yield RunRow(
-                *identity,
-                in_doubt=bool(in_doubt),
-                status=status,
-                end_time=end_time,
-                parked=parked,
-                reported=json.loads(reported),
-            )
+        for row in self._database.execute(
+            f"SELECT {', '.join(_RUN_COLUMNS)} FROM runs {where} ORDER BY directory", values
+        ):
+            stored = dict(zip(_RUN_COLUMNS, row, strict=True))
+            yield RunRow(**{**stored, "in_doubt": bool(stored["in_doubt"]), "reported": json.loads(stored["reported"])})
 
     def put_run(self, row: RunRow) -> None:
+        stored = {**asdict(row), "in_doubt": int(row.in_doubt), "reported": json.dumps(dict(row.reported))}
         self._database.execute(
-            "INSERT OR REPLACE INTO runs (run_id, directory, run_name, experiment_name, experiment_id, server_run_id,"
-            " artifact_uri, in_doubt, status, end_time, parked, reported) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
-            (
-                row.run_id, row.directory, row.run_name, row.experiment_name, row.experiment_id, row.server_run_id,
-                row.artifact_uri, int(row.in_doubt), row.status, row.end_time, row.parked, json.dumps(dict(row.reported)),
-            ),
-        )  # fmt: skip
+            f"INSERT OR REPLACE INTO runs ({', '.join(_RUN_COLUMNS)}) VALUES ({', '.join('?' * len(_RUN_COLUMNS))})",
+            [stored[name] for name in _RUN_COLUMNS],
+        )
 
     def server_run_id(self, run_id: str) -> str | None:
         """The server's id of a run, by its offline id; None if unknown."""

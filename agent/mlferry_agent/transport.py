@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import ssl
 import urllib.parse
@@ -175,7 +176,7 @@ class Transport:
         return self._session.request(
             request.method,
             self._url(request),
-            data=body,
+            data=io.BytesIO(body) if isinstance(body, bytes) else body,  # bytes are written in one piece, however many
             headers=headers,
             timeout=limit,
             allow_redirects=False,

@@ -52,8 +52,10 @@ class Wakeups(FileSystemEventHandler):
     def wake(self) -> None:
         self._event.set()
 
-    async def wait(self, seconds: float) -> None:
-        """Until something happens, or for as long."""
+    async def wait(self, seconds: float) -> bool:
+        """Until something happens (True), or for as long (False)."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._event.wait(), seconds)
+        happened = self._event.is_set()
         self._event.clear()
+        return happened

@@ -1,18 +1,25 @@
 """One background thread a process that tends its writers: fsync, heartbeat, rotation by age, another try of a full disk.
 
 None of that runs on a thread that logs. The thread is a daemon and ends when there is nobody left to tend; a forked child
-has none until it opens a writer of its own.
+has none until it opens a writer of its own. Where no thread can be had (a process limit, an interpreter that ends), logging
+goes on without one.
+
+A signal handler may log or close a writer while its own thread is in here. So the lock is reentrant, and waking goes through
+a ``SimpleQueue``, whose ``put`` may interrupt itself; ``threading.Event.set`` may not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["Caretaker", "caretaker"]
+__all__ = ["Caretaker", "Tended", "caretaker"]
 
 
 class Tended(Protocol):
@@ -27,45 +34,60 @@ class Tended(Protocol):
 class Caretaker:
     """Calls ``tend`` of each registered writer; ``now`` is ``time.monotonic()`` in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, new_thread: Callable[..., threading.Thread] = threading.Thread) -> None:
+        self._new_thread = new_thread
+        self.forget_all()
+
+    def forget_all(self) -> None:
+        """Start anew: in a forked child neither the thread nor the locks of the parent are of use."""
         self._writers: WeakSet[Tended] = WeakSet()
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
+        self._lock = threading.RLock()
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def register(self, writer: Tended) -> None:
         with self._lock:
             self._writers.add(writer)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="mlferry-caretaker", daemon=True)
-                self._thread.start()
+                self._thread = self._new_thread(target=self._run, name="mlferry-caretaker", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    self._thread = None
 
     def forget(self, writer: Tended) -> None:
         with self._lock:
             self._writers.discard(writer)
-        self._wake.set()
+        self.wake()
 
     def wake(self) -> None:
         """Tend now; never blocks."""
-        self._wake.set()
-
-    def forget_all(self) -> None:
-        """Start anew: in a forked child neither the thread nor the locks of the parent are of use."""
-        self.__init__()  # type: ignore[misc]
+        self._wake.put(None)
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                writers = list(self._writers)
-                if not writers:
-                    self._thread = None
-                    return
-            self._wake.wait(min(writer.tend_every_s for writer in writers))
-            self._wake.clear()
+        while (pause := self._pause()) is not None:
+            self._rest(pause)
             now = time.monotonic()
-            for writer in writers:
+            for writer in self._tended():
                 writer.tend(now)
-            del writers, writer
+
+    def _pause(self) -> float | None:
+        """Seconds until the next tending; None, and the thread is over, where there is nobody to tend."""
+        with self._lock:
+            if not self._writers:
+                self._thread = None
+                return None
+            return min(writer.tend_every_s for writer in self._writers)
+
+    def _rest(self, pause: float) -> None:
+        with contextlib.suppress(Empty):
+            self._wake.get(timeout=pause)
+            while True:
+                self._wake.get_nowait()
+
+    def _tended(self) -> list[Tended]:
+        with self._lock:
+            return list(self._writers)
 
 
 caretaker = Caretaker()

@@ -22,7 +22,7 @@ def text(value: Any) -> str:
 
 def int64(value: Any) -> int:
     if type(value) is not int or not -(2**63) <= value < 2**63:
-        raise ValueError(f"a 64-bit integer is expected, not {value!r:.40}")
+        raise ValueError(f"a 64-bit integer is expected, not {value if type(value) is int else type(value).__name__}")
     return value
 
 

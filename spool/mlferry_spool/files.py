@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Files", "OsFiles", "sync_directory"]
+__all__ = ["Files", "OsFiles", "make_directory", "sync_directory"]
 
 
 class Files(Protocol):
@@ -46,14 +46,30 @@ class OsFiles:
 
     @staticmethod
     def make_directory(path: Path) -> None:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path)
 
     def reserve(self, path: Path, size: int) -> None:
         fd = self.create(path)
         try:
             os.posix_fallocate(fd, 0, size)
+        except OSError:
+            path.unlink()
+            raise
         finally:
             self.close(fd)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it that are missing, each for its owner alone (``Path.mkdir`` gives the ones above
+    whatever the umask leaves). Raises OSError."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileNotFoundError:
+        make_directory(path.parent)
+        make_directory(path)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
 
 
 def sync_directory(path: Path) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from mlferry_spool.limits import MAX_NAME_CHARS
 
 __all__ = [
+    "BALLAST",
     "BLOBS",
     "LOCK",
     "default_root",
@@ -43,11 +44,13 @@ _SEGMENT = re.compile(r"(\d{20})\.seg")
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """``MLFERRY_DIR``, else ``$XDG_DATA_HOME/mlferry``, else ``~/.local/share/mlferry`` (XDG base directories)."""
+    """``MLFERRY_DIR``, else ``$XDG_DATA_HOME/mlferry``, else ``~/.local/share/mlferry`` (XDG base directories, where a
+    relative path counts as unset)."""
     if environ.get("MLFERRY_DIR"):
         return Path(environ["MLFERRY_DIR"]).expanduser()
-    data = environ.get("XDG_DATA_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".local" / "share"
-    return Path(data) / "mlferry"
+    data = Path(environ.get("XDG_DATA_HOME", ""))
+    home = Path(environ.get("HOME", "~")).expanduser()
+    return (data if data.is_absolute() else home / ".local" / "share") / "mlferry"
 
 
 def is_name(text: str) -> bool:
@@ -60,8 +63,9 @@ def segment_name(offset: int) -> str:
 
 
 def segment_offset(name: str) -> int | None:
+    """The offset in a segment's file name, or None if it is not one. Offsets fit 63 bits, as databases want them."""
     found = _SEGMENT.fullmatch(name)
-    return int(found[1]) if found else None
+    return int(found[1]) if found and int(found[1]) < 1 << 63 else None
 
 
 def run_id_of(directory: str) -> str | None:
@@ -103,8 +107,7 @@ def _utc(time_ms: int) -> str:
     return time.strftime("%Y%m%dT%H%M%S", time.gmtime(time_ms / 1000))
 
 
-def _children(directory: Path, wanted: object) -> Iterator[Path]:
-    assert callable(wanted)
+def _children(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
     try:
         names = sorted(entry.name for entry in directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):

@@ -8,10 +8,12 @@ asked: it may have been reused, and inside a hardened service other processes ar
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import fcntl
 import os
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +21,8 @@ from pathlib import Path
 from mlferry_spool.layout import LOCK
 
 __all__ = ["Lock", "Machine", "hold", "probe", "this_machine"]
+
+_TRIES, _PAUSE_S = 20, 0.005
 
 
 class Lock(enum.Enum):
@@ -47,15 +51,31 @@ def this_machine() -> Machine:
 def hold(directory: Path) -> int | None:
     """Take the writer's lock in its own directory, for the life of the returned descriptor.
 
-    Returns None where the file system knows no locks. Raises OSError where the file cannot be made.
+    Returns None where the file system knows no locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file cannot be made.
     """
     fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(fd)
+    except BlockingIOError:
+        os.close(fd)
+        raise
     except OSError:
         os.close(fd)
         return None
     return fd
+
+
+def _take(fd: int) -> None:
+    """A reader's ``probe`` holds the lock for an instant, so one refusal proves no writer."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_PAUSE_S)
+    return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def probe(directory: Path) -> Lock:

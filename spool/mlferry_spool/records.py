@@ -230,6 +230,8 @@ class Series:
         for numbers in (self.values, self.steps, self.timestamps):
             if isinstance(numbers, bytes) and (len(numbers) % 8 or len(numbers) != len(self.values)):
                 raise ValueError("the columns of a series have one length")
+            if isinstance(numbers, tuple) and len(self):
+                int64(numbers[0] + numbers[1] * (len(self) - 1))
 
     def __len__(self) -> int:
         return len(self.values) // 8

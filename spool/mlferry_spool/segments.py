@@ -16,16 +16,20 @@ from mlferry_spool.codec import pack
 from mlferry_spool.files import Files
 from mlferry_spool.frames import PREAMBLE_BYTES, encode, preamble
 from mlferry_spool.layout import segment_name
+from mlferry_spool.limits import MAX_SEGMENT_BYTES
 from mlferry_spool.records import Kind, Open, SegmentEnd
 from mlferry_spool.tailer import Cursor, Entry, scan
 
 __all__ = ["Segment", "begin", "short_write"]
 
+_CLOSED = -1
+
 
 @dataclass(slots=True)
 class Segment:
     """An open segment. ``base`` is the offset of its first frame; ``position`` its length in bytes, ``sequence`` the next
-    frame's number; ``synced`` is how much of it a power cut cannot take, as (bytes, frames)."""
+    frame's number; ``synced`` is how much of it a power cut cannot take, as (bytes, frames). ``broken``: a torn frame at its
+    end could not be cut off, so nothing is written to it any more."""
 
     path: Path
     fd: int
@@ -35,58 +39,79 @@ class Segment:
     sequence: int
     begun_at: float
     synced: tuple[int, int] = field(default=(PREAMBLE_BYTES, 0))
+    broken: bool = False
 
-    def frame(self, kind: int, payload: bytes) -> bytes:
-        return encode(kind, self.sequence, payload, self.salt)
+    @property
+    def is_open(self) -> bool:
+        return self.fd != _CLOSED
 
     def add(self, kind: int, payload: bytes, files: Files) -> None:
         """Write one frame; on a short write cut it off and raise."""
-        frame = self.frame(kind, payload)
-        if files.write(self.fd, frame) != len(frame):
-            raise self.cut_off(files)
+        frame = encode(kind, self.sequence, payload, self.salt)
+        written = files.write(self.fd, frame)
+        if written != len(frame):
+            raise self.cut_off(written, files)
         self.sequence += 1
         self.position += len(frame)
 
-    def cut_off(self, files: Files) -> OSError:
-        """Take back the part of a frame that a short write left. Returns the error to handle: EAGAIN, write again and see
-        why it was short; EIO, the part is still there, so nothing may follow it in this file."""
+    def cut_off(self, part: int, files: Files) -> OSError:
+        """Take back the ``part`` of a frame that a short write left. Returns the error to handle: EAGAIN, write again and
+        see why it was short; EIO, the part is still there.
+
+        The file is cut only where it is as long as it must be: should the counters ever disagree with the file (a signal
+        handler that raised, another program writing to our descriptor), torn bytes cost less than a kept frame.
+        """
         try:
+            if os.fstat(self.fd).st_size != self.position + part:
+                raise OSError(errno.EIO, "the segment's length is not what was written")
             files.truncate(self.fd, self.position)
         except OSError as error:
+            self.broken = True
             return OSError(errno.EIO, f"a half-written frame could not be cut off: {error.strerror}")
         return short_write()
 
     def end(self, next_segment: int | None, files: Files) -> None:
         """Write SEGMENT_END if the disk takes it; a reader does without."""
-        with contextlib.suppress(OSError):
-            self.add(Kind.SEGMENT_END, pack(SegmentEnd(next_segment)), files)
+        if not self.broken:
+            with contextlib.suppress(OSError):
+                self.add(Kind.SEGMENT_END, pack(SegmentEnd(next_segment)), files)
+
+    def close(self, files: Files) -> None:
+        fd, self.fd = self.fd, _CLOSED
+        if fd != _CLOSED:
+            with contextlib.suppress(OSError):
+                files.close(fd)
 
     def unsynced(self) -> tuple[list[Entry], int]:
         """The records not known to be safe, read back from the page cache, and how many of them cannot be read."""
         byte, sequence = self.synced
-        expected = self.sequence - sequence
         try:
             with self.path.open("rb") as file:
                 file.seek(byte)
-                found, _ = scan(Cursor(self.base, byte, sequence), file.read(self.position - byte), self.salt)
+                found, _ = scan(Cursor(self.base, byte, sequence), file.read(MAX_SEGMENT_BYTES), self.salt)
         except OSError:
             found = []
         entries = [event for event in found if isinstance(event, Entry)]
-        lost = expected - len(entries)
-        return [entry for entry in entries if entry.kind not in (Kind.OPEN, Kind.SEGMENT_END)], lost
+        lost = max(self.sequence - sequence - len(entries), 0)
+        return [entry for entry in entries if entry.kind not in _OF_THE_SEGMENT], lost
+
+
+#: What belongs to a segment rather than to the log, and is not carried into another one.
+_OF_THE_SEGMENT = frozenset({Kind.OPEN, Kind.SEGMENT_END, Kind.HEARTBEAT})
 
 
 def begin(directory: Path, base: int, opening: Open, now: float, files: Files) -> Segment:
-    """Create a segment with its preamble and OPEN frame. Raises OSError, and then leaves no file behind."""
+    """Create a segment with its preamble and OPEN frame. Raises OSError, and then leaves no file behind if it can."""
     salt = int.from_bytes(os.urandom(4), "big")
     path = directory / segment_name(base)
     head = preamble(salt) + encode(Kind.OPEN, 0, pack(opening), salt)
     fd = files.create(path)
     try:
         if files.write(fd, head) != len(head):
-            raise OSError(errno.ENOSPC, "the segment's first frame did not fit")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError:
-        files.close(fd)
+        with contextlib.suppress(OSError):
+            files.close(fd)
         with contextlib.suppress(OSError):
             path.unlink()
         raise

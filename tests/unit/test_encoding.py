@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import mlflow.utils.validation as mlflow_validation
 import pytest
@@ -36,9 +38,11 @@ COPIED = {
     "MAX_INPUT_TAG_VALUE_LENGTH": "MAX_INPUT_TAG_VALUE_SIZE",
 }
 
+theirs: Callable[[str], None] = mlflow_validation._validate_param_name
+
 BAD_TEXT = ["a\0b", "\ud800", "x\udfff"]
 BAD_KEYS = ["", "..", "../x", "/x", "a//b", "a/", ".", "./a", "a/../b", "a@b", "a(b)", "50%", "\U0001f600", "k" * 251]
-NOT_STRINGS = [5, 1.5, True, None, b"x", {}, []]
+NOT_STRINGS: list[object] = [5, 1.5, True, None, b"x", {}, []]
 
 
 @pytest.mark.parametrize(("ours", "theirs"), COPIED.items())
@@ -53,15 +57,15 @@ def test_the_run_name_limit_is_the_width_of_the_column() -> None:
 
 
 def test_run_statuses_are_those_of_mlflow() -> None:
-    from mlflow.entities import RunStatus
+    from mlflow.protos import service_pb2 as proto
 
-    assert {RunStatus.to_string(number) for number in RunStatus.all_status()} == encoding.RUN_STATUSES
+    assert set(proto.RunStatus.keys()) == encoding.RUN_STATUSES
 
 
 @given(st.text(max_size=40) | st.text("ab./_- :\n", max_size=12))
 def test_a_key_passes_exactly_when_mlflow_would_take_it(key: str) -> None:
     try:
-        mlflow_validation._validate_param_name(key)
+        theirs(key)
         takes = True
     except MlflowException:
         takes = False
@@ -144,7 +148,7 @@ def test_a_value_that_is_no_clean_string_is_refused_everywhere(value: str) -> No
     ],
 )
 def test_a_dataset_field_may_fill_its_limit_and_no_more(field: str, limit: int) -> None:
-    fields = {"name": "n", "digest": "d", "source_type": "t", "source": "s"}
+    fields: dict[str, Any] = {"name": "n", "digest": "d", "source_type": "t", "source": "s"}
     full = encoding.dataset_input(**{**fields, field: "é" * limit})["dataset"]
     assert isinstance(full, dict) and full[field] == "é" * limit
     with pytest.raises(Unencodable, match=field):
@@ -190,9 +194,9 @@ def test_a_reason_never_carries_control_characters_of_the_record() -> None:
     assert caught.value.reason.isprintable()
 
 
-def _passes(encode: object) -> bool:
+def _passes(encode: Callable[[], object]) -> bool:
     try:
-        encode()  # type: ignore[operator]
+        encode()
     except Unencodable:
         return False
     return True

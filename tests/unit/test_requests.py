@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.parse
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,7 +22,6 @@ RENAMED = ["a%41", "%61", "a%2fb", "a%2Fb", "%2e%2e", "a%25", "a?", "a;", "caf%C
 REFUSED = ["a#b", "#", "..", "../a", "a/../b", ".", "a/./b", "", "/a", "a//b", "a/", "a\nb", "a\tb", "a\0b", "a\x7f"]
 TOO_LONG = ["a" * 256, "é" * 128, "x/" + "b" * 256]
 GOOD = [
-    "%00",
     "a b",
     "a?b",
     "a;b",
@@ -38,6 +38,9 @@ GOOD = [
     "trail ",
     "a" * 255,
 ]
+
+
+theirs: Callable[[str], str] = validate_path_is_safe  # MLflow's own, untyped there
 
 
 def body(request: requests.Request) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def test_every_name_that_passes_comes_out_of_mlflows_own_reading_unchanged(name:
     except UndeliverableName:
         return
     once_decoded = urllib.parse.unquote(path).removeprefix(PROXY + "/")
-    assert validate_path_is_safe(once_decoded) == f"0/abc/artifacts/{name}"
+    assert theirs(once_decoded) == f"0/abc/artifacts/{name}"
 
 
 @pytest.mark.parametrize(
@@ -153,12 +156,13 @@ def test_a_batch_holds_what_mlflow_takes_and_no_more() -> None:
     point, tag = encoding.metric("m", 1.0, 0, 0), encoding.tag("k", "v")
     full = requests.log_batch("r", metrics=[point] * 1000)
     assert len(body(full)["metrics"]) == 1000 and set(body(full)) == {"run_id", "metrics"}
-    for too_much in (
+    too_many: list[dict[str, Any]] = [
         {"metrics": [point] * 1001},
         {"params": [tag] * 101},
         {"tags": [tag] * 101},
         {"metrics": [point] * 999, "tags": [tag] * 2},
-    ):
+    ]
+    for too_much in too_many:
         with pytest.raises(ValueError, match="MLflow takes"):
             requests.log_batch("r", **too_much)
 

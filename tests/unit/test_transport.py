@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from tests.servers import free_port
 
-from mlferry_agent import requests
+from mlferry_agent import encoding, requests
 from mlferry_agent.credentials import Destination, Tls, Token
 from mlferry_agent.errors import Misconfigured, Unreachable, UnreadableFile
 from mlferry_agent.requests import Request
@@ -109,6 +109,15 @@ async def test_a_request_arrives_with_its_headers_and_the_path_prefix() -> None:
     assert other["x-mlflow-workspace"] == "team-b" and "content-type" not in other
 
 
+async def test_a_large_body_is_sent_piece_by_piece() -> None:
+    profile = "p" * 5_000_000
+    request = requests.log_inputs("r", [encoding.dataset_input("n", "d", "t", "s", profile=profile)])
+    async with receiver() as server, Transport(to(server.url)) as transport:
+        assert (await transport.send(request)).status == 200
+    assert server.bodies == [request.body]
+    assert server.heads[0][2]["content-length"] == str(len(server.bodies[0]))
+
+
 async def test_an_upload_streams_the_file_with_its_length_and_its_encoded_name(tmp_path: Path) -> None:
     data = bytes(range(256)) * 4096 + b"tail"
     (tmp_path / "f").write_bytes(data)
@@ -177,10 +186,10 @@ async def test_an_upload_that_the_connection_drops_once_is_sent_whole_again_or_n
 
     async with raw_server(talk) as url, Transport(to(url)) as transport:
         try:
-            answer = await transport.upload(PUT, io.BytesIO(data), len(data))
-        except Unreachable:
-            return
-    assert answer.status == 200 and bodies[1] == data
+            status = (await transport.upload(PUT, io.BytesIO(data), len(data))).status
+        except Unreachable:  # versions of aiohttp differ in whether they try again by themselves
+            status = 0
+    assert (status, bodies[1:]) in ((200, [data]), (0, []))
 
 
 async def test_an_upload_that_stands_still_is_broken_off() -> None:
@@ -289,7 +298,7 @@ async def test_a_server_that_never_answers_is_unreachable() -> None:
             await transport.download(GET, lambda _: None)
 
 
-@pytest.mark.parametrize("url", [f"http://127.0.0.1:{free_port()}", "http://no-such-host.invalid:5000"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "https://127.0.0.1:1"])
 async def test_a_server_that_is_not_there_is_unreachable(url: str) -> None:
     async with Transport(to(url)) as transport:
         with pytest.raises(Unreachable):

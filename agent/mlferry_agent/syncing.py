@@ -1,0 +1,83 @@
+"""Deliver now and come back: what `mlferry sync` does.
+
+Beside a running agent nothing is delivered twice: the agent holds the ledger, so sync watches it deliver instead, and
+comes back when the runs in question have nothing pending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from mlferry_agent.config import Config
+from mlferry_agent.discovery import RunLog, discover
+from mlferry_agent.errors import GaveUp, LedgerBusy
+from mlferry_agent.ledger import Ledger, ledger_path
+from mlferry_agent.sessions import destination_of, open_session
+from mlferry_agent.status import RunStatus, run_status, select
+
+__all__ = ["statuses", "sync"]
+
+_WATCH_S = 0.5
+
+OnProgress = Callable[[str, int], None]
+
+
+async def sync(
+    config: Config,
+    environ: Mapping[str, str],
+    wanted: Iterable[str],
+    on_progress: OnProgress,
+    on_beside: Callable[[], None],
+) -> None:
+    """Deliver the wanted runs (all if none is named). ``on_beside`` is called if an agent does it instead.
+
+    Raises:
+        NoSuchRun, NoDestination, WrongDestination, Misconfigured, LedgerUnusable: nothing was sent.
+        GaveUp: the server was away for too long; what was acknowledged stays so.
+    """
+    runs = select(discover(config.dir), wanted)
+    try:
+        async with open_session(config, environ, patient=False, on_progress=on_progress) as session:
+            await session.carrier.deliver(runs)
+    except LedgerBusy:
+        on_beside()
+        await _watch(config, environ, runs, on_progress)
+
+
+def statuses(config: Config, environ: Mapping[str, str], wanted: Iterable[str] = ()) -> list[RunStatus]:
+    """How the wanted runs stand towards the destination; without one, towards none.
+
+    Raises:
+        NoSuchRun, LedgerUnusable, WrongDestination, Misconfigured.
+    """
+    runs = select(discover(config.dir), wanted)
+    ledger = _ledger(config, environ)
+    try:
+        return [run_status(run, ledger) for run in runs]
+    finally:
+        if ledger is not None:
+            ledger.close()
+
+
+async def _watch(config: Config, environ: Mapping[str, str], runs: list[RunLog], on_progress: OnProgress) -> None:
+    """Wait for the agent; give up when nothing moves for ``give_up_after_s``."""
+    names = [run.run_id for run in runs]
+    before = {status.run_id: status for status in statuses(config, environ, names)}
+    moved_at = time.monotonic()
+    while any(status.pending and not status.parked for status in before.values()):
+        await asyncio.sleep(_WATCH_S)
+        for status in statuses(config, environ, names):
+            if status.acknowledged > before[status.run_id].acknowledged:
+                on_progress(status.run_id, status.acknowledged - before[status.run_id].acknowledged)
+                moved_at = time.monotonic()
+            before[status.run_id] = status
+        if time.monotonic() - moved_at > config.give_up_after_s:
+            raise GaveUp("an agent holds the ledger and delivers nothing; look at its log")
+
+
+def _ledger(config: Config, environ: Mapping[str, str]) -> Ledger | None:
+    if config.to is None:
+        return None
+    return Ledger.read(ledger_path(config.state_dir, destination_of(config, environ).url))

@@ -1,0 +1,110 @@
+"""Errors of the SDK. Each docstring is what the user reads: what happened, what was kept, what to do.
+
+Two families. ``Misuse`` is a mistake in the program (a run started twice) and is always raised, as MLflow raises it.
+``NotLogged`` is one thing that could not be logged: by default it is counted and warned of, and raised only where
+``MLFERRY_ON_ERROR=raise`` asks for that.
+"""
+
+from __future__ import annotations
+
+
+class MlferryError(Exception):
+    """Something went wrong in mlferry. What was logged before is kept."""
+
+    def __init__(self, detail: str = "") -> None:
+        self.detail = detail
+        super().__init__(f"{self.says()}{f' ({detail})' if detail else ''}")
+
+    @classmethod
+    def says(cls) -> str:
+        """The class's message, in one line."""
+        return " ".join((cls.__doc__ or "").split())
+
+
+class Misuse(MlferryError):
+    """The call makes no sense where it stands. Nothing was logged by it."""
+
+
+class RunAlreadyActive(Misuse):
+    """A run is already active in this thread. To start a new run, first end the current run with mlferry.end_run();
+    to start a nested run, call start_run with nested=True."""
+
+
+class WrongParent(Misuse):
+    """The given parent_run_id is not the run that is active. End the active run first, or leave parent_run_id out to
+    nest below it."""
+
+
+class BadRunId(Misuse):
+    """A run id starts with a letter or digit and holds at most 128 letters, digits, dashes, dots and underscores. Give
+    an id that MLflow or mlferry made."""
+
+
+class BadExperiment(Misuse):
+    """An experiment is named by a text of 1 to 500 characters, or by an id, but not by both. Give one of them."""
+
+
+class BadStatus(Misuse):
+    """A run ends as FINISHED, FAILED or KILLED (or is RUNNING or SCHEDULED). Give one of these."""
+
+
+class DescriptionTwice(Misuse):
+    """The description is given both as an argument and as the tag mlflow.note.content. Leave one of them out."""
+
+
+class NotLogged(MlferryError):
+    """This was not logged; everything else was."""
+
+
+class BadKey(NotLogged):
+    """A name holds letters, digits, spaces and _ - . : / only, at most 250 characters, and reads like a relative path
+    (no leading, trailing or doubled slash, no '..'). This entry was not logged; rename it."""
+
+
+class BadMetric(NotLogged):
+    """A metric's value is a number, a text that reads as one, or an array or tensor with one element. This point was
+    not logged; convert it with float()."""
+
+
+class BadStep(NotLogged):
+    """A step is a whole number of 64 bits, a timestamp one of milliseconds that is not negative. This was not logged;
+    give whole numbers."""
+
+
+class BadSeries(NotLogged):
+    """A series is a one-dimensional sequence of numbers, with as many steps and timestamps as values. It was not
+    logged; give arrays of one length."""
+
+
+class ParamChanged(NotLogged):
+    """A parameter is written once and this one has another value already. The first value was kept; use another name,
+    a tag, or a nested run for each value."""
+
+
+class TextTooLong(NotLogged):
+    """The text is longer than MLflow keeps. It was not logged; shorten it, log it as an artifact, or let
+    MLFLOW_TRUNCATE_LONG_VALUES=true cut it."""
+
+
+class BadText(NotLogged):
+    """The text has characters that UTF-8 does not have, or is more than a record holds. It was not logged; clean it, or
+    log it as an artifact."""
+
+
+class BadArtifactPath(NotLogged):
+    """An artifact's name is a relative path inside the run's artifacts, without '..', empty parts or control
+    characters. The artifact was not logged; rename it."""
+
+
+class BadArtifact(NotLogged):
+    """The artifact could not be made or read. It was not logged; look at the reason."""
+
+
+class BadDataset(NotLogged):
+    """This is not a dataset that MLflow could keep: it needs a name (500 characters), a digest (36), and texts for
+    source, schema and profile within MLflow's limits. It was not logged; see mlferry.Dataset."""
+
+
+class NotStored(NotLogged):
+    """The spool did not take this record: its disk is full or unwell, or the run has ended. It was counted; look at the
+    disk below MLFERRY_DIR."""
