@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope
 # Without byte code every subprocess of the crash and e2e tests compiles mlflow's imports anew (seconds each).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test setup lint format unit house crash e2e bench demo clean tools
+.PHONY: test setup lint format unit house docs crash e2e bench demo clean tools
 
 test: lint tools  ## lint and the whole test suite
 	@$(PYTEST)
@@ -50,6 +50,9 @@ unit: $(STAMP)  ## pure and fast: no server, no killed process
 
 house: $(STAMP)  ## structure, documents, wheel, units
 	@$(PYTEST) tests/house
+
+docs: $(STAMP)  ## the tables that repeat the code: errors, limits
+	@$(BIN)/python -m tests.house.tables
 
 crash: $(STAMP) tools  ## processes that are killed at bad moments
 	@$(PYTEST) tests/crash

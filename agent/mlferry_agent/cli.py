@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +15,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from mlferry_agent import demo
 from mlferry_agent import status as standing
 from mlferry_agent.config import Config, load
 from mlferry_agent.errors import AgentError, GaveUp
 from mlferry_agent.ledger import Ledger, ledger_path
 from mlferry_agent.service import serve
 from mlferry_agent.sessions import destination_of
-from mlferry_agent.syncing import statuses, sync
-from mlferry_agent.views import complain, progress, show_statuses
+from mlferry_agent.syncing import statuses, sync, verify
+from mlferry_agent.views import complain, progress, show_statuses, show_verifications
 from mlferry_spool.dump import dump_segment
 from mlferry_spool.errors import SpoolError
 
@@ -116,6 +118,18 @@ def status(runs: Runs = None, to: To = None, dir: Dir = None, state_dir: State =
     raise typer.Exit(standing.exit_code(found))
 
 
+@app.command("verify", epilog=_EPILOG)
+def verify_(runs: Runs = None, to: To = None, dir: Dir = None, state_dir: State = None, as_json: Json = False) -> None:
+    """Read the server back and compare every record with the spool."""
+    config = _config(to=to, dir=dir, state_dir=state_dir)
+    found = asyncio.run(verify(config, os.environ, runs or []))
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(item) for item in found], indent=2) + "\n")
+    else:
+        show_verifications(_out, found)
+    raise typer.Exit(standing.SET_ASIDE if any(item.differences for item in found) else standing.ALL_ACKNOWLEDGED)
+
+
 @app.command(epilog=_EPILOG)
 def retry(runs: Runs = None, to: To = None, dir: Dir = None, state_dir: State = None) -> None:
     """Try again what is quarantined or parked, once its cause is gone; deliver with sync or the agent."""
@@ -128,6 +142,15 @@ def retry(runs: Runs = None, to: To = None, dir: Dir = None, state_dir: State = 
     finally:
         ledger.close()
     _out.print(f"{freed} set free in {len(found)} runs; deliver them with: mlferry sync", highlight=False)
+
+
+@app.command("demo")
+def demo_(
+    directory: Annotated[Path, typer.Option("--in", help="Where to work; made anew.")] = Path(".demo"),
+    keep: Annotated[bool, typer.Option(help="Leave the server running until Enter is pressed.")] = False,
+) -> None:
+    """The main job in one command: train offline, be killed, go on, deliver to an embedded MLflow server, verify."""
+    raise typer.Exit(demo.run(directory, _out, keep=keep))
 
 
 @app.command()

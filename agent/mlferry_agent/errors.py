@@ -117,3 +117,10 @@ class NoSuchRun(AgentError):
 
     `mlferry status` lists the runs it holds; MLFERRY_DIR or --dir names another spool.
     """
+
+
+class DemoFailed(AgentError):
+    """The demo could not be shown.
+
+    Nothing outside its own directory was touched. The reason says what to install or which log to read.
+    """

@@ -1,4 +1,4 @@
-"""Deliver now and come back: what `mlferry sync` does.
+"""Deliver now and come back, and read back what was delivered: what `mlferry sync` and `mlferry verify` do.
 
 Beside a running agent nothing is delivered twice: the agent holds the ledger, so sync watches it deliver instead, and
 comes back when the runs in question have nothing pending.
@@ -10,14 +10,18 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from mlferry_agent import verification
 from mlferry_agent.config import Config
+from mlferry_agent.courier import Courier
 from mlferry_agent.discovery import RunLog, discover
 from mlferry_agent.errors import GaveUp, LedgerBusy
 from mlferry_agent.ledger import Ledger, ledger_path
-from mlferry_agent.sessions import destination_of, open_session
+from mlferry_agent.sessions import check_server, destination_of, open_session
 from mlferry_agent.status import RunStatus, run_status, select
+from mlferry_agent.transport import Transport
+from mlferry_agent.verification import Verification
 
-__all__ = ["statuses", "sync"]
+__all__ = ["statuses", "sync", "verify"]
 
 _WATCH_S = 0.5
 
@@ -44,6 +48,26 @@ async def sync(
     except LedgerBusy:
         on_beside()
         await _watch(config, environ, runs, on_progress)
+
+
+async def verify(config: Config, environ: Mapping[str, str], wanted: Iterable[str]) -> list[Verification]:
+    """Read the server back and compare the wanted runs with the spool; beside a running agent too.
+
+    Raises:
+        NoSuchRun, NoDestination, WrongDestination, Misconfigured, LedgerUnusable, GaveUp.
+    """
+    runs = select(discover(config.dir), wanted)
+    where = destination_of(config, environ)
+    ledger = Ledger.read(ledger_path(config.state_dir, where.url))
+    if ledger is None:
+        return [Verification(run.run_id, differences=["the run was never delivered"]) for run in runs]
+    try:
+        async with Transport(where) as transport:
+            courier = Courier(transport, patient=False, give_up_after_s=config.give_up_after_s)
+            await check_server(courier, where)
+            return [await verification.verify(run, ledger, courier, transport) for run in runs]
+    finally:
+        ledger.close()
 
 
 def statuses(config: Config, environ: Mapping[str, str], wanted: Iterable[str] = ()) -> list[RunStatus]:

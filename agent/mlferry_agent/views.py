@@ -14,12 +14,13 @@ from rich.table import Table
 from mlferry_agent.answers import printable
 from mlferry_agent.errors import AgentError
 from mlferry_agent.status import RunStatus
+from mlferry_agent.verification import Verification
 from mlferry_spool.errors import SpoolError
 
 #: From this many columns on, run ids are shown whole; commands take any unambiguous beginning of one.
 _WIDE, _SHORT_ID = 120, 12
 
-__all__ = ["Meter", "complain", "progress", "show_statuses"]
+__all__ = ["Meter", "complain", "progress", "show_statuses", "show_verifications"]
 
 
 def complain(console: Console, error: AgentError | SpoolError) -> None:
@@ -45,6 +46,19 @@ def show_statuses(console: Console, statuses: list[RunStatus], url: str | None) 
     for status in statuses:
         _show_concerns(console, status)
     console.print(_summary(statuses, url), highlight=False, soft_wrap=True)
+
+
+def show_verifications(console: Console, found: list[Verification]) -> None:
+    """What was read back, and each difference."""
+    for item in found:
+        counts = (
+            f"{item.points:,} metric points, {item.params:,} params, {item.tags:,} tags, {item.artifacts:,} artifacts,"
+            f" {item.datasets:,} datasets"
+        )
+        word = "[red]differs[/]" if item.differences else "[green]verified[/]"
+        console.print(f"{word} {escape(printable(item.run_id))}: {counts}", highlight=False, soft_wrap=True)
+        for difference in item.differences:
+            console.print(f"  [yellow]![/] {escape(printable(difference))}", highlight=False, soft_wrap=True)
 
 
 @dataclass(slots=True)

@@ -62,14 +62,14 @@ class OsFiles:
 def make_directory(path: Path) -> None:
     """Make a directory and those above it that are missing, each for its owner alone (``Path.mkdir`` gives the ones above
     whatever the umask leaves). Raises OSError."""
-    try:
-        path.mkdir(mode=0o700)
-    except FileNotFoundError:
-        make_directory(path.parent)
-        make_directory(path)
-    except FileExistsError:
-        if not path.is_dir():
-            raise
+    if not path.is_dir():
+        if path.parent != path:
+            make_directory(path.parent)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:  # another rank was faster, or it is no directory
+            if not path.is_dir():
+                raise
 
 
 def sync_directory(path: Path) -> None:

@@ -108,12 +108,13 @@ def test_a_metric_value_that_is_no_float64_is_refused(value: object) -> None:
 
 @pytest.mark.parametrize("key", [*BAD_KEYS, *BAD_TEXT])
 def test_a_bad_key_is_refused_everywhere(key: str) -> None:
-    for encode in (
+    encoders: list[Callable[[], object]] = [
         lambda: encoding.metric(key, 1.0, 0, 0),
         lambda: encoding.param(key, "v"),
         lambda: encoding.tag(key, "v"),
         lambda: encoding.experiment_tag(key, "v"),
-    ):
+    ]
+    for encode in encoders:
         with pytest.raises(Unencodable):
             encode()
 

@@ -21,7 +21,7 @@ from mlferry_agent.errors import Misconfigured, Unreachable, UnreadableFile
 from mlferry_agent.requests import Request
 from mlferry_agent.transport import CHUNK_BYTES, Transport
 
-PUT = requests.put_artifact("mlflow-artifacts:/0/r/artifacts", "a b%.bin")
+PUT = requests.put_artifact("mlflow-artifacts:/0/r/artifacts", "a b%+;@.bin")
 GET = requests.get_artifact("mlflow-artifacts:/0/r/artifacts", "f")
 POST = requests.restore_run("r")
 PATIENCE_S = 30.0
@@ -129,7 +129,7 @@ async def test_an_upload_streams_the_file_with_its_length_and_its_encoded_name(t
         assert (await transport.upload(PUT, io.BytesIO(), 0)).status == 200
     assert server.bodies == [data, data[:10], b""]
     method, path, headers = server.heads[0]
-    assert (method, path) == ("PUT", "/api/2.0/mlflow-artifacts/artifacts/0/r/artifacts/a%20b%25.bin")
+    assert (method, path) == ("PUT", "/api/2.0/mlflow-artifacts/artifacts/0/r/artifacts/a%20b%25%2B%3B%40.bin")
     assert headers["content-length"] == str(len(data)) and "transfer-encoding" not in headers
     assert server.heads[2][2]["content-length"] == "0"
 
@@ -349,17 +349,20 @@ async def test_a_proxy_that_wants_other_credentials_is_a_matter_of_configuration
 
 
 async def test_busy_uploads_do_not_keep_requests_waiting() -> None:
-    release = asyncio.Event()
+    release, arrived = asyncio.Event(), asyncio.Semaphore(0)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         if head.startswith(b"PUT"):
+            arrived.release()
             await release.wait()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
         await writer.drain()
 
     async with raw_server(talk) as url, Transport(to(url), max_file_connections=2) as transport:
         uploads = [asyncio.ensure_future(transport.upload(PUT, io.BytesIO(b"x"), 1)) for _ in range(5)]
+        for _ in range(2):
+            await arrived.acquire()
         assert (await transport.send(POST)).status == 200
         release.set()
         assert [answer.status for answer in await asyncio.gather(*uploads)] == [200] * 5
