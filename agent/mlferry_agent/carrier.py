@@ -138,7 +138,7 @@ class Carrier:
         run = self._runs.get(run_id) or next((found for found in discover(self._root) if found.run_id == run_id), None)
         for writer in run.writers() if run is not None else ():
             feed = Feed(writer, WriterRow(run_id, writer.name))
-            feed.fill({lane: LaneQueue(lane) for lane in Lane if lane is not Lane.OTHER}, lambda _: None, 0.0)
+            feed.fill({lane: LaneQueue(lane) for lane in Lane if lane is not Lane.OTHER}, 0.0)
             if feed.opening is not None:
                 return feed.opening
         return None

@@ -154,7 +154,9 @@ def demo_(
 
 
 @app.command()
-def dump(files: Annotated[list[Path], typer.Argument(help="Segments (*.seg), or directories of them.")]) -> None:
+def dump(
+    files: Annotated[list[Path], typer.Argument(exists=True, help="Segments (*.seg), or directories of them.")],
+) -> None:
     """Print segments frame by frame, a JSON object a line."""
     for file in files:
         for segment in sorted(file.rglob("*.seg")) if file.is_dir() else [file]:
@@ -165,13 +167,13 @@ def dump(files: Annotated[list[Path], typer.Argument(help="Segments (*.seg), or 
 def run() -> int:
     """Run the command; returns its exit code. No stack trace for what is not a defect of ours."""
     try:
-        code = app(standalone_mode=False)
-    except typer.Exit as error:
-        return error.exit_code
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
     except (AgentError, SpoolError) as error:
         complain(_err, error)
         return standing.FAILURE
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 def _config(**flags: Any) -> Config:

@@ -94,11 +94,13 @@ class Delivery:
             self._commit()
             return
         try:
+            if opening.run_id != self._run.run_id:
+                raise RunParked(f"its directory says run {self._run.run_id}, its records say {opening.run_id}")
             if self._is_news(row):
                 self._target = await self._identity.target(opening, self._run.directories[0].name)
                 await self._drain()
                 await self._close()
-        except RunParked as error:
+        except (RunParked, Unencodable) as error:
             self._park(error.reason)
         finally:
             self._commit()
@@ -119,7 +121,7 @@ class Delivery:
     def _fill(self) -> None:
         aside: list[Quarantined] = []
         for feed in self._feeds.values():
-            aside += feed.fill(self._queues, self._ledger.server_run_id, time.monotonic())
+            aside += feed.fill(self._queues, time.monotonic())
         if aside:
             with self._ledger.transaction():
                 for entry in aside:
@@ -181,7 +183,7 @@ class Delivery:
         """Have a batch delivered, or find and set aside what stands in its way."""
         assert self._target is not None
         try:
-            request = request_for(batch, self._target)
+            request = request_for(batch, self._target, self._ledger.server_run_id)
             if batch.action is Action.UPLOAD:
                 reply = await self._upload(request, batch)
             else:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mlferry_agent.lanes import CONTROL, LANE_OF, Item, Lane, LaneQueue
 from mlferry_agent.ledger import Quarantined, WriterRow
-from mlferry_agent.translation import Refusal, ServerId, translate
+from mlferry_agent.translation import Refusal, translate
 from mlferry_spool.blobs import Blobs
 from mlferry_spool.codec import decode
 from mlferry_spool.errors import BlobMismatch, CorruptRecord, SpoolError, UnsupportedKind, UnsupportedVersion
@@ -70,14 +70,14 @@ class Feed:
         """Bytes of the log that were not read yet."""
         return self._reader.pending_bytes()
 
-    def fill(self, queues: Queues, server_id: ServerId, now_s: float) -> list[Quarantined]:
+    def fill(self, queues: Queues, now_s: float) -> list[Quarantined]:
         """Read on until a lane is full or nothing is there. Returns what cannot be delivered, to be set aside."""
         aside: list[Quarantined] = []
         while not self.stuck and all(queue.outstanding < LANE_ROOM for queue in queues.values()):
             if not self._events and not self._read(now_s):
                 break
             try:
-                aside += self._handle(self._events[0], queues, server_id)
+                aside += self._handle(self._events[0], queues)
             except UnsupportedKind as error:
                 self._stick(error)
                 break
@@ -100,6 +100,8 @@ class Feed:
         """What the ledger should remember now: nothing it covers is lost by a restart, and nothing counts twice."""
         lanes = {lane.value: self._covered(lane, queue) for lane, queue in queues.items()}
         lowest = min([self._handled, *lanes.values()])
+        if not self._events and lowest >= self._handled:
+            self._checkpoints = deque([self._reader.cursor])
         while len(self._checkpoints) > 1 and self._checkpoints[1].offset <= lowest:
             self._checkpoints.popleft()
         self.row = replace(
@@ -136,7 +138,7 @@ class Feed:
         self.row, self._failed = replace(self.row, trouble=str(error)), True
         self.stuck = isinstance(error, (UnsupportedVersion, UnsupportedKind))
 
-    def _handle(self, event: Entry | Lost, queues: Queues, server_id: ServerId) -> list[Quarantined]:
+    def _handle(self, event: Entry | Lost, queues: Queues) -> list[Quarantined]:
         if isinstance(event, Lost):
             if event.after.offset > self._acknowledged.get(_CONTROL_LANE, 0):
                 self._count_lost(event)
@@ -150,9 +152,9 @@ class Feed:
         if event.kind in CONTROL:
             self._note(event, record)
             return []
-        return self._queue(event, record, queues, server_id)
+        return self._queue(event, record, queues)
 
-    def _queue(self, entry: Entry, record: Record, queues: Queues, server_id: ServerId) -> list[Quarantined]:
+    def _queue(self, entry: Entry, record: Record, queues: Queues) -> list[Quarantined]:
         lane = LANE_OF[entry.kind]
         self._live(getattr(record, "timestamp", 0))
         if entry.offset < self._acknowledged.get(lane.value, 0):
@@ -161,7 +163,7 @@ class Feed:
             kind = Kind(entry.kind).name.lower().replace("_", " ")
             return [self._aside(entry, kind, kind, "this release of mlferry does not deliver records of this kind")]
         item = Item(self.writer_id, entry.offset, entry.kind)
-        done = translate(item, self._resolve(record), server_id)
+        done = translate(item, self._resolve(record))
         if done.pieces:
             queues[lane].add(item, done.pieces)
         return [self._refused(entry, refusal) for refusal in done.refusals]

@@ -86,7 +86,10 @@ class Identity:
         parent = self._opening_of(parent_id) if known is None and depth < _MAX_DEPTH else None
         if parent is None or parent.run_id != parent_id or parent_id == opening.run_id:
             return known or parent_id
-        return (await self.target(parent, "", depth + 1)).server_run_id
+        try:
+            return (await self.target(parent, "", depth + 1)).server_run_id
+        except RunParked:  # the parent's trouble is not the child's
+            return parent_id
 
     async def _find_or_create(self, row: RunRow, opening: Open, parent: str | None) -> RunRow:
         experiment_id = await self._experiment(opening)
@@ -103,13 +106,13 @@ class Identity:
 
     async def _create(self, row: RunRow, opening: Open, parent: str | None) -> tuple[RunRow, dict[str, Any]]:
         request = self._creation(row, opening, parent)
-        attempts = self._courier.attempts()
+        attempts, doubted = self._courier.attempts(), row.in_doubt
         while True:
             row = self._put(replace(row, in_doubt=True))
             reply = await self._courier.ask_once(request, attempts)
             info = _info(reply)
             if reply.verdict is Verdict.ACCEPTED and info:
-                return replace(row, in_doubt=attempts.made > 0), info
+                return replace(row, in_doubt=doubted or attempts.made > 0), info
             if reply.verdict not in (Verdict.RETRY, Verdict.ACCEPTED):
                 self._ledger.forget_experiment(opening.workspace, opening.experiment_name or _DEFAULT_EXPERIMENT)
                 raise RunParked(f"the server refuses to create the run: {reply.reason}")

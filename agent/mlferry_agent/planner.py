@@ -7,14 +7,16 @@ model metrics, then tags, and a failure leaves a prefix (mlflow ``sqlalchemy_sto
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlferry_agent import limits, requests
+from mlferry_agent.encoding import Entity
 from mlferry_agent.lanes import Action, Lane, LaneQueue, Piece
 from mlferry_agent.requests import Request
 from mlferry_spool.records import RunUpdate
 
-__all__ = ["Batch", "Target", "next_batch", "next_transfer", "request_for", "split"]
+__all__ = ["Batch", "ServerId", "Target", "next_batch", "next_transfer", "request_for", "split"]
 
 #: Bytes of JSON around the entities of a request.
 _ENVELOPE = 200
@@ -22,6 +24,11 @@ _ENVELOPE = 200
 #: Points that carry a model id: with more, the server answers 400 to a repeated request for ever
 #: (mlflow ``sqlalchemy_store._log_model_metrics`` re-adds instances per slice of 100 keys).
 _MAX_MODEL_METRICS = 100
+
+#: Tags whose value is a run's id (``mlflow.utils.mlflow_tags``).
+_RUN_REFERENCES = frozenset({"mlflow.parentRunId", "mlflow.rootRunId"})
+
+ServerId = Callable[[str], str | None]
 
 _MOST = {
     Action.METRIC: limits.MAX_METRICS_PER_BATCH,
@@ -89,8 +96,12 @@ def split(batch: Batch) -> tuple[Batch, Batch]:
     return Batch(batch.lane, batch.pieces[:middle]), Batch(batch.lane, batch.pieces[middle:])
 
 
-def request_for(batch: Batch, target: Target) -> Request:
-    """The request that delivers a batch. Raises ``Unencodable``, ``UndeliverableName``, ``NotProxied``."""
+def request_for(batch: Batch, target: Target, server_id: ServerId) -> Request:
+    """The request that delivers a batch. ``server_id`` maps a run's offline id to the server's, or to None if unknown.
+
+    Raises:
+        Unencodable, UndeliverableName, NotProxied: it cannot be said to this server.
+    """
     run_id, workspace = target.server_run_id, target.workspace
     entities = [piece.entity for piece in batch.pieces]
     match batch.action:
@@ -99,7 +110,7 @@ def request_for(batch: Batch, target: Target) -> Request:
         case Action.METRIC:
             return requests.log_batch(run_id, metrics=entities, workspace=workspace)
         case Action.TAG:
-            return requests.log_batch(run_id, tags=entities, workspace=workspace)
+            return requests.log_batch(run_id, tags=[_renamed(tag, server_id) for tag in entities], workspace=workspace)
         case Action.DATASET:
             return requests.log_inputs(run_id, entities, workspace=workspace)
         case Action.DELETE_TAG:
@@ -118,6 +129,13 @@ def _update(run_id: str, update: RunUpdate, workspace: str | None) -> Request:
     if update.lifecycle == "active":
         return requests.restore_run(run_id, workspace)
     return requests.update_run(run_id, status=update.status, run_name=update.run_name, workspace=workspace)
+
+
+def _renamed(tag: Entity, server_id: ServerId) -> Entity:
+    """A tag that names a run names it by the server's id."""
+    if tag["key"] not in _RUN_REFERENCES:
+        return tag
+    return {**tag, "value": server_id(str(tag["value"])) or tag["value"]}
 
 
 def _most(piece: Piece) -> int:

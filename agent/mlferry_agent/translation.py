@@ -1,6 +1,5 @@
 """A record of the spool -> the pieces that an MLflow server is asked for. Pure; strict by way of ``encoding``.
 
-Identity is translated here: where a tag names a run by the id it had offline, the piece names it by the server's.
 What cannot be said to a server at all comes back as a refusal beside the pieces that can: one bad point of ten stops only
 itself.
 """
@@ -33,13 +32,8 @@ __all__ = ["RUN_ID_TAG", "Refusal", "Translation", "translate"]
 #: On every run that mlferry delivers: the id the run had offline.
 RUN_ID_TAG = "mlferry.run_id"
 
-#: Tags whose value is a run's id (``mlflow.utils.mlflow_tags``).
-_RUN_REFERENCES = frozenset({"mlflow.parentRunId", "mlflow.rootRunId"})
-
 #: JSON around one metric, param or tag, generously.
 _ENTITY_OVERHEAD = 120
-
-ServerId = Callable[[str], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +53,10 @@ class Translation:
     refusals: list[Refusal] = field(default_factory=list)
 
 
-def translate(item: Item, record: Record, server_id: ServerId) -> Translation:
-    """Pieces and refusals of a record. ``server_id`` maps a run's offline id to the server's, or to None if unknown."""
+def translate(item: Item, record: Record) -> Translation:
+    """Pieces and refusals of a record."""
     done = Translation()
-    for action, name, make in _wishes(record, server_id):
+    for action, name, make in _wishes(record):
         try:
             entity, size = make()
         except Unencodable as error:
@@ -75,7 +69,7 @@ def translate(item: Item, record: Record, server_id: ServerId) -> Translation:
 Wish = tuple[Action, str, Callable[[], tuple[Any, int]]]
 
 
-def _wishes(record: Record, server_id: ServerId) -> Iterator[Wish]:
+def _wishes(record: Record) -> Iterator[Wish]:
     if isinstance(record, Metrics):
         yield from _points(record)
     elif isinstance(record, Series):
@@ -84,8 +78,7 @@ def _wishes(record: Record, server_id: ServerId) -> Iterator[Wish]:
         yield from ((Action.PARAM, key, _text(encoding.param, key, value)) for key, value in record.values.items())
     elif isinstance(record, Tags):
         for key, value in record.values.items():
-            known = server_id(value) if key in _RUN_REFERENCES else None
-            yield Action.TAG, key, _text(encoding.tag, key, known or value)
+            yield Action.TAG, key, _text(encoding.tag, key, value)
     elif isinstance(record, TagsDeleted):
         yield from ((Action.DELETE_TAG, key, _constant(key)) for key in record.keys)
     elif isinstance(record, RunUpdate):

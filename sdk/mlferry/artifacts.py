@@ -9,13 +9,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mlferry.errors import BadArtifact
 
-__all__ = ["dictionary_bytes", "figure_writer", "files_below", "rendered"]
-
-T = TypeVar("T")
+__all__ = ["dictionary_bytes", "figure_writer", "files_below"]
 
 
 def files_below(directory: Path) -> Iterator[tuple[Path, str]]:
@@ -35,7 +33,7 @@ def files_below(directory: Path) -> Iterator[tuple[Path, str]]:
 def dictionary_bytes(dictionary: Any, artifact_file: str) -> bytes:
     """A dictionary or list as MLflow writes it: YAML for ``.yml`` and ``.yaml``, else JSON with ``str`` for the rest."""
     if Path(artifact_file).suffix in (".yml", ".yaml"):
-        import yaml
+        import yaml  # type: ignore[import-untyped,unused-ignore]
 
         return str(yaml.dump(dictionary, indent=2, default_flow_style=False)).encode()
     import json
@@ -60,13 +58,3 @@ def figure_writer(figure: Any, artifact_file: str, save_kwargs: dict[str, Any] |
     if suffix not in (".png", ".jpeg", ".webp", ".svg", ".pdf"):
         raise BadArtifact(f"plotly writes no {suffix or 'file without a suffix'}")
     return lambda path: figure.write_image(path, **options)
-
-
-def rendered(artifact_file: str, save: Callable[[str], Any], keep: Callable[[Path], T]) -> T:
-    """Let ``save`` write a temporary file with the artifact's own name (libraries read the format off it); ``keep`` it."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="mlferry-") as directory:
-        path = Path(directory, Path(artifact_file).name)
-        save(str(path))
-        return keep(path)

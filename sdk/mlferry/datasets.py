@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlferry_spool import records
-from mlferry_spool.records import BlobRef
-
 from mlferry import limits
 from mlferry.errors import BadDataset
+from mlferry_spool import records
+from mlferry_spool.records import BlobRef
 
 __all__ = ["Dataset", "dataset_record"]
 

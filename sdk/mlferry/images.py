@@ -19,7 +19,9 @@ _KEY = re.compile(r"[a-zA-Z0-9_\-./ ]+")
 
 def is_image(value: Any) -> bool:
     """Whether this looks like a PIL image (or mlflow.Image), as MLflow decides it in tables."""
-    return callable(getattr(value, "save", None)) and callable(getattr(value, "resize", None)) and hasattr(value, "size")
+    return (
+        callable(getattr(value, "save", None)) and callable(getattr(value, "resize", None)) and hasattr(value, "size")
+    )
 
 
 def stepped_name(key: str, step: int, timestamp: int, unique: str) -> str:

@@ -13,11 +13,10 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlferry_spool.layout import find_run, new_run_directory
-
 from mlferry.errors import BadExperiment
 from mlferry.launch import Launch, derive_run_id, detect
 from mlferry.validation import check_experiment_name, check_run_id
+from mlferry_spool.layout import find_run, new_run_directory
 
 __all__ = ["Experiment", "Identity", "Process", "launcher", "locate", "resolve_experiment"]
 
@@ -115,9 +114,9 @@ def resolve_experiment(
         return Experiment(experiment_id=str(experiment_id))
     if active != Experiment():
         return active
-    return Experiment(environ.get("MLFLOW_EXPERIMENT_NAME") or None) if environ.get(
-        "MLFLOW_EXPERIMENT_NAME"
-    ) else Experiment(experiment_id=environ.get("MLFLOW_EXPERIMENT_ID") or None)
+    if environ.get("MLFLOW_EXPERIMENT_NAME"):
+        return Experiment(name=environ["MLFLOW_EXPERIMENT_NAME"])
+    return Experiment(experiment_id=environ.get("MLFLOW_EXPERIMENT_ID") or None)
 
 
 def launcher() -> str:

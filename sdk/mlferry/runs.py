@@ -6,8 +6,8 @@ Theory of operation
 known to be good, no explicit timestamp. If so the plain tuple goes straight to ``Writer.append``; every other case is
 ``_log_slowly``. The two tests cost less than the lock inside ``append``.
 
-*Nothing raises.* What cannot be logged is an error from ``mlferry.errors``; ``_refuse`` counts it, has the log state it, and
-warns once (``_guarded`` does so for whatever a method raises). With ``MLFERRY_ON_ERROR=raise`` it is raised instead.
+*Nothing raises.* What cannot be logged is an error from ``mlferry.errors``; ``refuse`` counts it, has the log state it, and
+warns once (``guarded`` does so for whatever a method raises). With ``MLFERRY_ON_ERROR=raise`` it is raised instead.
 
 *Ending.* An end is explicit (a status was given) or implied (the program ended well, or an exception or a signal said
 otherwise before: ``implied_status``). A forked child's end is not the run's: only the process that opened the run says
@@ -16,22 +16,29 @@ RUN_END.
 
 from __future__ import annotations
 
-import errno
-import functools
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any
 
-from mlferry_spool.blobs import Blob, Blobs
+from mlferry import ending, values
+from mlferry.config import Config, OnError
+from mlferry.errors import BadArtifact, BadStatus, BadText, MlferryError, NotStored, ParamChanged
+from mlferry.guard import guarded
+from mlferry.keeping import Keeper
+from mlferry.limits import MAX_INT64
+from mlferry.trouble import Trouble
+from mlferry.validation import KNOWN_KEYS, check_key, param_text, partition, tag_text
+from mlferry.values import as_float, as_step, as_timestamp, defer
+from mlferry_spool.blobs import Blobs
+from mlferry_spool.codec import KIND_OF, as_fields
 from mlferry_spool.errors import SpoolError
 from mlferry_spool.records import (
-    Artifact,
-    BlobRef,
     Inputs,
     Kind,
     Open,
@@ -45,28 +52,18 @@ from mlferry_spool.records import (
 from mlferry_spool.settings import Fsync, Settings
 from mlferry_spool.writer import Writer
 
-from mlferry import ending, values
-from mlferry.config import Config, OnError
-from mlferry.errors import BadArtifact, BadStatus, BadText, MlferryError, NotStored, ParamChanged
-from mlferry.limits import MAX_INT64
-from mlferry.trouble import Trouble
-from mlferry.validation import KNOWN_KEYS, artifact_path, check_key, param_text, partition, tag_text
-from mlferry.values import as_float, as_step, as_timestamp, defer
-
 if TYPE_CHECKING:
     from mlferry.system_metrics import Monitor
     from mlferry.tables import Tables
 
 __all__ = ["STATUSES", "Run", "RunInfo"]
 
-P = ParamSpec("P")
-
 STATUSES = frozenset({"RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"})
 
 _METRICS = int(Kind.METRICS)  # a plain int packs faster than an enum's member
 _METRICS_A_RECORD = 500  # names of 250 four-byte characters still fit a frame
+_TEXTS_A_RECORD = 25  # 8000 four-byte characters each
 _SETTLE_S = 10.0
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
 
 _time_ns = time.time_ns
 
@@ -83,32 +80,6 @@ class RunInfo:
     user_id: str
     status: str = "RUNNING"
     end_time: int | None = None
-
-
-def _guarded(kind: Kind) -> Callable[[Callable[Concatenate[Run, P], None]], Callable[Concatenate[Run, P], None]]:
-    """Turn whatever a method raises into something counted and warned of (or raised, where that is asked for)."""
-
-    def decorate(method: Callable[Concatenate[Run, P], None]) -> Callable[Concatenate[Run, P], None]:
-        @functools.wraps(method)
-        def guarded(self: Run, *args: P.args, **kwargs: P.kwargs) -> None:
-            try:
-                method(self, *args, **kwargs)
-            except Exception as error:
-                self._refuse(kind, _explained(error))
-
-        return guarded
-
-    return decorate
-
-
-def _explained(error: Exception) -> MlferryError:
-    if isinstance(error, MlferryError):
-        return error
-    if isinstance(error, SpoolError):
-        return BadText(error.detail)
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return NotStored(str(error))
-    return BadArtifact(f"{type(error).__name__}: {error!s:.300}")
 
 
 class Run:
@@ -144,7 +115,8 @@ class Run:
         self._params: dict[str, str] = {}
         self._tables: Tables | None = None
         self._monitor: Monitor | None = None
-        self._blobs = Blobs(directory, durable=config.fsync is not Fsync.NEVER)
+        blobs = Blobs(directory, durable=config.fsync is not Fsync.NEVER)
+        self._keeper = Keeper(blobs, self.put, partial(self.refuse, Kind.ARTIFACT))
         self._writer = Writer(directory, opening, Settings(fsync=config.fsync), on_trouble=self.trouble.say)
         self._append = self._writer.append
         ending.watch(self)
@@ -165,11 +137,13 @@ class Run:
         try:
             if type(value) is float and key in KNOWN_KEYS and timestamp is None and (step is None or type(step) is int):
                 step = step or 0
-                if step <= MAX_INT64 and self._append(_METRICS, (_time_ns() // 1_000_000, step, {key: value})):
+                if step <= MAX_INT64:
+                    if not self._append(_METRICS, (_time_ns() // 1_000_000, step, {key: value})):
+                        self._not_stored()
                     return
         except (SpoolError, TypeError):  # a step below int64, a name that is no text: the slow path says so
             pass
-        self._log_slowly({key: value} if isinstance(key, str) else [(key, value)], step, timestamp)
+        self._log_slowly([(key, value)], step, timestamp)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None) -> None:
         """Points of several metrics at one step and time, as one record. A bad one stops only itself."""
@@ -177,13 +151,301 @@ class Run:
             if (
                 timestamp is None
                 and type(metrics) is dict
+                and metrics
                 and (step is None or type(step) is int)
                 and list(map(type, metrics.values())).count(float) == len(metrics)
                 and KNOWN_KEYS.issuperset(metrics)
             ):
                 step = step or 0
-                if step <= MAX_INT64 and self._append(_METRICS, (_time_ns() // 1_000_000, step, metrics)):
+                if step <= MAX_INT64:
+                    if not self._append(_METRICS, (_time_ns() // 1_000_000, step, metrics)):
+                        self._not_stored()
                     return
         except (SpoolError, TypeError):
             pass
-        self._log_slowly(metrics, step, timestamp)
+        self._log_slowly(metrics.items() if isinstance(metrics, Mapping) else [(metrics, None)], step, timestamp)
+
+    def _log_slowly(self, items: Iterable[tuple[Any, Any]], step: Any, timestamp: Any) -> None:
+        """Look at each name and value on its own; what is good is written, what is not yet known will be."""
+        pairs = list(items)
+        try:
+            at, when = as_step(step), as_timestamp(timestamp, _now_ms())
+        except MlferryError as error:
+            return self.refuse(Kind.METRICS, error, len(pairs))
+        good: dict[str, float] = {}
+        errors: list[MlferryError] = []
+        for key, value in pairs:
+            try:
+                name = check_key(key)
+                if type(value) is float or not defer(value, partial(self._deliver, name, at, when)):
+                    good[name] = as_float(value)
+            except MlferryError as error:
+                errors.append(error)
+        names = list(good)
+        for start in range(0, len(names), _METRICS_A_RECORD):
+            self._write(
+                Kind.METRICS, (when, at, {name: good[name] for name in names[start : start + _METRICS_A_RECORD]})
+            )
+        self._refuse_all(Kind.METRICS, errors)
+
+    def _deliver(self, key: str, step: int, timestamp: int, value: float) -> None:
+        """A number that was not known when it was logged; the record bears the time of the call."""
+        self._write(Kind.METRICS, (timestamp, step, {key: value}))
+
+    @guarded(Kind.SERIES)
+    def log_series(self, key: str, values: Any, steps: Any = None, timestamps: Any = None) -> None:
+        """Many points of one metric at once, as columns.
+
+        Args:
+            values: a one-dimensional array, tensor, buffer or sequence of numbers.
+            steps: whole numbers, one for each value; 0, 1, 2... if not given.
+            timestamps: Unix milliseconds, one for each value; now for all if not given.
+        """
+        from mlferry.series import series_records
+
+        for record in series_records(check_key(key), values, steps, timestamps, _now_ms()):
+            self.put(record)
+
+    # -- params and tags -------------------------------------------------------------------------------------
+
+    def log_param(self, key: str, value: Any) -> Any:
+        """A param, written once: another value for it is refused. Returns the value."""
+        self._log_params([(key, value)])
+        return value
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Several params, as one record. A bad one stops only itself."""
+        self._log_params(params.items() if isinstance(params, Mapping) else [(params, None)])
+
+    def _log_params(self, items: Iterable[tuple[Any, Any]]) -> None:
+        good, errors = partition(items, self._accept_param)
+        self._put_texts(Params, good)
+        self._refuse_all(Kind.PARAMS, errors)
+
+    def _accept_param(self, key: str, value: Any) -> str:
+        text = param_text(key, value, truncate=self.config.truncate, warn=self.trouble.say)
+        kept = self._params.setdefault(key, text)
+        if kept != text:
+            raise ParamChanged(f"{key}: {kept!r:.100} is kept, {text!r:.100} is not")
+        return text
+
+    def set_tag(self, key: str, value: Any) -> None:
+        """A tag; the last value counts."""
+        self._set_tags([(key, value)])
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Several tags, as one record. A bad one stops only itself."""
+        self._set_tags(tags.items() if isinstance(tags, Mapping) else [(tags, None)])
+
+    def _set_tags(self, items: Iterable[tuple[Any, Any]]) -> None:
+        good, errors = partition(
+            items, lambda key, value: tag_text(key, value, truncate=self.config.truncate, warn=self.trouble.say)
+        )
+        self._put_texts(Tags, good)
+        self._refuse_all(Kind.TAGS, errors)
+
+    def _put_texts(self, record: type[Params] | type[Tags], texts: dict[str, str]) -> None:
+        names, when = list(texts), _now_ms()
+        for start in range(0, len(names), _TEXTS_A_RECORD):
+            self.put(record(when, {name: texts[name] for name in names[start : start + _TEXTS_A_RECORD]}))
+        if names:
+            self._writer.sync_soon()
+
+    @guarded(Kind.TAGS_DELETED)
+    def delete_tag(self, key: str) -> None:
+        """Take a tag away."""
+        self.put(TagsDeleted(_now_ms(), (check_key(key),)))
+
+    # -- artifacts -------------------------------------------------------------------------------------------
+
+    @guarded(Kind.ARTIFACT)
+    def log_artifact(self, local_path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
+        """A file or directory, copied before this returns. A directory keeps its name, as in MLflow."""
+        source = Path(local_path)
+        if source.is_dir():
+            self._keeper.files(source, "/".join(part for part in (artifact_path, source.resolve().name) if part))
+        else:
+            self._keeper.file(source, artifact_path, source.name)
+
+    @guarded(Kind.ARTIFACT)
+    def log_artifacts(self, local_dir: str | os.PathLike[str], artifact_path: str | None = None) -> None:
+        """What a directory holds. A file that cannot be read stops only itself."""
+        self._keeper.files(Path(local_dir), artifact_path)
+
+    @guarded(Kind.ARTIFACT)
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """A text, in UTF-8."""
+        self._keeper.content(artifact_file, text.encode())
+
+    @guarded(Kind.ARTIFACT)
+    def log_dict(self, dictionary: Any, artifact_file: str) -> None:
+        """A dictionary or list as YAML (``.yml``, ``.yaml``) or JSON (everything else)."""
+        from mlferry.artifacts import dictionary_bytes
+
+        self._keeper.content(artifact_file, dictionary_bytes(dictionary, artifact_file))
+
+    @guarded(Kind.ARTIFACT)
+    def log_figure(self, figure: Any, artifact_file: str, *, save_kwargs: dict[str, Any] | None = None) -> None:
+        """A matplotlib or plotly figure, in the format that the file's suffix names."""
+        from mlferry.artifacts import figure_writer
+
+        self._keeper.rendered(artifact_file, figure_writer(figure, artifact_file, save_kwargs))
+
+    @guarded(Kind.ARTIFACT)
+    def log_image(
+        self,
+        image: Any,
+        artifact_file: str | None = None,
+        key: str | None = None,
+        step: int | None = None,
+        timestamp: int | None = None,
+    ) -> None:
+        """An image (PIL, numpy, torch): as the file ``artifact_file``, or as the image ``key`` of a step."""
+        from mlferry import images
+
+        pil = images.to_pil(image)
+        if artifact_file is not None and key is None and step is None and timestamp is None:
+            return self._keeper.image(pil, artifact_file)
+        if artifact_file is not None or key is None:
+            raise BadArtifact("an image has either artifact_file, or key with step and timestamp")
+        name = images.stepped_name(key, as_step(step), as_timestamp(timestamp, _now_ms()), str(uuid.uuid4()))
+        self._keeper.image(pil, f"{name}.png")
+        self._keeper.image(images.thumbnail(pil), f"{name}+compressed.webp")
+        self.set_tag("mlflow.loggedImages", True)
+
+    @guarded(Kind.ARTIFACT)
+    def log_table(self, data: Any, artifact_file: str) -> None:
+        """A dictionary of columns, or a DataFrame; under a name used before, its rows are appended."""
+        from mlferry import tables
+
+        tables.check_table_name(artifact_file)
+        if self._tables is None:
+            self._tables = tables.Tables()
+        content = self._tables.extended(artifact_file, data, partial(self._keeper.cell, artifact_file))
+        self._keeper.content(artifact_file, content)
+        self.set_tag(tables.TABLES_TAG, self._tables.tag)
+
+    # -- inputs ----------------------------------------------------------------------------------------------
+
+    @guarded(Kind.INPUTS)
+    def log_input(self, dataset: Any, context: str | None = None, tags: Mapping[str, Any] | None = None) -> None:
+        """A dataset that the run uses: an ``mlferry.Dataset`` or one of ``mlflow.data``."""
+        from mlferry.datasets import dataset_record
+
+        self.put(Inputs(_now_ms(), (dataset_record(dataset, context, tags, self._keeper.text),)))
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def put(self, record: Record) -> bool:
+        """Write any record of the spool. True: it is kept. False: it was counted (and said)."""
+        return self._write(KIND_OF[type(record)], as_fields(record))
+
+    def _write(self, kind: Kind, fields: Any) -> bool:
+        try:
+            stored = self._append(kind, fields)
+        except SpoolError as error:
+            self.refuse(kind, BadText(error.detail))
+            return False
+        if not stored:
+            self._not_stored()
+        return stored
+
+    def _not_stored(self) -> None:
+        """The writer has counted it and has said why, unless the run has ended."""
+        if self._ended:
+            self.trouble.meet(NotStored(f"run {self.info.run_id} has ended"))
+        elif self.config.on_error is OnError.RAISE:
+            raise NotStored(str(self.directory))
+
+    def refuse(self, kind: Kind, error: MlferryError, count: int = 1) -> None:
+        """Count what could not be logged, have the log state it, and warn once; or raise, where that is asked for."""
+        self.trouble.count(error, count)
+        self._writer.count_dropped(kind, str(error)[:300], count)
+        self.trouble.meet(error)
+
+    def _refuse_all(self, kind: Kind, errors: list[MlferryError]) -> None:
+        for error in errors:
+            self.refuse(kind, error)
+
+    def flush(self) -> None:
+        """Wait until all that was logged is written, and safe from a power cut (unless ``MLFERRY_FSYNC=never``)."""
+        values.settle(_SETTLE_S)
+        self._writer.tend(time.monotonic())
+
+    # -- ending ----------------------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    @property
+    def mine(self) -> bool:
+        """This process opened the run; in a forked child it is the parent's."""
+        return self._pid == os.getpid()
+
+    @property
+    def recorded(self) -> int:
+        """Frames stored by this process."""
+        return self._writer.appended
+
+    @property
+    def dropped(self) -> int:
+        """Things that this process could not store."""
+        return self._writer.dropped
+
+    def watch_system(self, monitor: Monitor) -> None:
+        """Log the machine's metrics until the end of the run."""
+        self._monitor = monitor
+        monitor.start()
+
+    def rename(self, run_name: str) -> None:
+        """Give the run another name."""
+        self.info.run_name = run_name
+        self.put(RunUpdate(_now_ms(), run_name=run_name))
+
+    def imply(self, status: str) -> None:
+        """What an end that nobody names shall be from now on; a kill is not undone by the exceptions that follow it."""
+        if self.implied_status != "KILLED":
+            self.implied_status = status
+
+    def foretell(self, status: str) -> None:
+        """Write the end into the log but go on: should the process not get any further, this was the end."""
+        self.imply(status)
+        if self.mine and not self._ended:
+            self.put(RunEnd(_now_ms(), status))
+
+    def end(self, status: str | None = None) -> None:
+        """End the run, as ``status`` or as what is implied. Idempotent; in a forked child the run itself goes on.
+
+        Raises BadStatus.
+        """
+        if status is not None and status not in STATUSES:
+            raise BadStatus(f"{status!r:.60}")
+        if self._ended:
+            return
+        if self._monitor is not None:
+            self._monitor.stop()
+        if self.mine:
+            values.settle(_SETTLE_S)
+        self.info.status, self.info.end_time = status or self.implied_status, _now_ms()
+        last_words = (RunEnd(self.info.end_time, self.info.status),) if self.mine else ()
+        if not self._writer.close(*last_words):
+            return
+        self._ended = True
+        ending.forget(self)
+        for call in self.on_end:
+            call(self)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.imply(ending.status_of(error))
+        self.end()
+
+
+def _now_ms() -> int:
+    return _time_ns() // 1_000_000

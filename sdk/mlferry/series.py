@@ -11,10 +11,9 @@ from array import array
 from collections.abc import Iterator
 from typing import Any
 
+from mlferry.errors import BadSeries
 from mlferry_spool.limits import MAX_SERIES_POINTS
 from mlferry_spool.records import Series
-
-from mlferry.errors import BadSeries
 
 __all__ = ["series_records"]
 
@@ -69,8 +68,12 @@ def _integers(what: str, given: Any, points: int) -> Column:
     if points < 2:
         return data
     first, stride = numbers[0], numbers[1] - numbers[0]
-    even = stride and numbers[-1] == first + stride * (points - 1) and numbers == array("q", _evenly(first, stride, points))
-    return (first, stride) if even or not stride and numbers.count(first) == points else data
+    even = (
+        stride
+        and numbers[-1] == first + stride * (points - 1)
+        and numbers == array("q", _evenly(first, stride, points))
+    )
+    return (first, stride) if even or (not stride and numbers.count(first) == points) else data
 
 
 def _evenly(first: int, stride: int, points: int) -> range:

@@ -94,12 +94,13 @@ class Monitor:
         self,
         probes: list[Probe],
         log: Callable[[dict[str, float], int], None],
+        complain: Callable[[str], None],
         *,
         interval_s: float = _SAMPLING_INTERVAL_S,
         samples: int = 1,
         node_id: str = "",
     ) -> None:
-        self._probes, self._log = probes, log
+        self._probes, self._log, self._complain = probes, log, complain
         self._interval_s, self._samples = interval_s, max(1, samples)
         self._prefix = f"system/{node_id}/" if node_id else "system/"
         self._stopped = threading.Event()
@@ -115,17 +116,23 @@ class Monitor:
             self._thread.join(1.0)
 
     def _run(self) -> None:
-        step = 0
-        while not self._stopped.is_set():
-            taken: dict[str, list[float]] = defaultdict(list)
-            for _ in range(self._samples):
-                for probe in self._probes:
-                    for name, value in probe.sample().items():
-                        taken[name].append(float(value))
-                if self._stopped.wait(self._interval_s):
-                    return
-            self._log({f"{self._prefix}{name}": _average(name, values) for name, values in taken.items()}, step)
-            step += 1
+        try:
+            step = 0
+            while self._sample_and_log(step):
+                step += 1
+        except Exception as error:  # psutil raises much where /proc is restricted; the run matters more
+            self._complain(f"system metrics have stopped: {type(error).__name__}: {error}")
+
+    def _sample_and_log(self, step: int) -> bool:
+        taken: dict[str, list[float]] = defaultdict(list)
+        for _ in range(self._samples):
+            for probe in self._probes:
+                for name, value in probe.sample().items():
+                    taken[name].append(float(value))
+            if self._stopped.wait(self._interval_s):
+                return False
+        self._log({f"{self._prefix}{name}": _average(name, values) for name, values in taken.items()}, step)
+        return True
 
 
 def _average(name: str, values: list[float]) -> float:
@@ -151,6 +158,7 @@ def monitor_from_environment(
     return Monitor(
         probes,
         log,
+        complain,
         interval_s=_positive(environ, "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", _SAMPLING_INTERVAL_S, complain),
         samples=int(_positive(environ, "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", 1, complain)),
         node_id=environ.get("MLFLOW_SYSTEM_METRICS_NODE_ID", ""),

@@ -27,7 +27,9 @@ _FORBIDDEN = "\"',:[]{}"
 def check_table_name(artifact_file: str) -> None:
     """Raises BadArtifact where MLflow refuses the name."""
     if any(char in artifact_file for char in _FORBIDDEN) or not artifact_file.endswith((".json", ".parquet")):
-        raise BadArtifact(f"a table's name ends in .json or .parquet and has none of {_FORBIDDEN} : {artifact_file!r:.100}")
+        raise BadArtifact(
+            f"a table's name ends in .json or .parquet and has none of {_FORBIDDEN} : {artifact_file!r:.100}"
+        )
 
 
 class Tables:

@@ -33,9 +33,9 @@ class Trouble:
         self.counts: Counter[str] = Counter()
         self._said: set[str] = set()
 
-    def count(self, error: MlferryError) -> None:
-        """One thing was not logged."""
-        self.counts[type(error).__name__] += 1
+    def count(self, error: MlferryError, count: int = 1) -> None:
+        """So many things were not logged, for this reason."""
+        self.counts[type(error).__name__] += count
 
     def meet(self, error: MlferryError) -> None:
         """Say it once, or raise it, as the settings ask."""
@@ -48,4 +48,6 @@ class Trouble:
         if self.on_error is OnError.IGNORE or text in self._said or len(self._said) > limits.MAX_WARNINGS:
             return
         self._said.add(text)
-        warn(text if len(self._said) <= limits.MAX_WARNINGS else "more complaints like these are not shown, only counted")
+        warn(
+            text if len(self._said) <= limits.MAX_WARNINGS else "more complaints like these are not shown, only counted"
+        )

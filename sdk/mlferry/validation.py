@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mlferry import limits
@@ -92,12 +92,12 @@ def _fit(what: str, text: str, limit: int, truncate: bool, warn: Callable[[str],
 
 
 def partition(
-    items: Mapping[Any, Any], accept: Callable[[Any, Any], Any]
+    items: Iterable[tuple[Any, Any]], accept: Callable[[Any, Any], Any]
 ) -> tuple[dict[str, Any], list[MlferryError]]:
     """What ``accept`` makes of each item, and the errors of those it refuses: one bad entry stops only itself."""
     good: dict[str, Any] = {}
     errors: list[MlferryError] = []
-    for key, value in items.items():
+    for key, value in items:
         try:
             good[check_key(key)] = accept(key, value)
         except MlferryError as error:

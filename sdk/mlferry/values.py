@@ -44,7 +44,8 @@ def defer(value: Any, deliver: Callable[[float], None]) -> bool:
 
 def settle(timeout_s: float) -> bool:
     """Wait for every number that is still to come, each of their keepers for at most ``timeout_s`` seconds."""
-    return all([later.settle(timeout_s) for later in _laters])
+    settled = [later.settle(timeout_s) for later in _laters]
+    return all(settled)
 
 
 def as_float(value: Any) -> float:

@@ -67,17 +67,15 @@ class Caretaker:
     def _run(self) -> None:
         while (pause := self._pause()) is not None:
             self._rest(pause)
-            now = time.monotonic()
-            for writer in self._tended():
-                writer.tend(now)
+            self._tend_all(time.monotonic())
 
     def _pause(self) -> float | None:
         """Seconds until the next tending; None, and the thread is over, where there is nobody to tend."""
         with self._lock:
-            if not self._writers:
+            pauses = [writer.tend_every_s for writer in self._writers]
+            if not pauses:
                 self._thread = None
-                return None
-            return min(writer.tend_every_s for writer in self._writers)
+            return min(pauses, default=None)
 
     def _rest(self, pause: float) -> None:
         with contextlib.suppress(Empty):
@@ -85,9 +83,11 @@ class Caretaker:
             while True:
                 self._wake.get_nowait()
 
-    def _tended(self) -> list[Tended]:
+    def _tend_all(self, now: float) -> None:
         with self._lock:
-            return list(self._writers)
+            writers = list(self._writers)
+        for writer in writers:
+            writer.tend(now)
 
 
 caretaker = Caretaker()

@@ -1,8 +1,8 @@
 """What a power cut may take: which segments still await ``fdatasync``, and what to do about one that failed.
 
-Why a failed sync is special. After EIO the kernel may have marked the pages clean, so the next ``fdatasync`` of the same file
-succeeds and proves nothing (the PostgreSQL "fsyncgate" of 2018). Such a segment is put on ``failed`` and never synced again;
-its writer writes once more, into a new segment, what was not yet safe.
+Why a failed sync is special. After EIO the kernel may have marked the pages clean, so the next ``fdatasync`` of the same
+file succeeds and proves nothing (the PostgreSQL "fsyncgate" of 2018). Such a segment is put on ``failed`` and never synced
+again; its writer writes once more, into a new segment, what was not yet safe.
 
 Locks. A writer's own lock may be held when this one is taken, never the other way round: the caretaker syncs without the
 lock that loggers need, and a signal handler that closes a writer inside ``append`` waits for one ``fdatasync`` at most.
@@ -57,9 +57,13 @@ class Durability:
     def close(self, segment: Segment | None) -> None:
         """Give every descriptor back."""
         with self._lock:
-            for each in (*self._retired, *(() if segment is None else (segment,))):
-                each.close(self._files)
+            self.abandon(segment)
             self._retired.clear()
+
+    def abandon(self, segment: Segment | None) -> None:
+        """In a forked child: as ``close``, but without the lock, which a thread of the parent may have held."""
+        for each in (*self._retired, *(() if segment is None else (segment,))):
+            each.close(self._files)
 
     def _sync_one(self, segment: Segment, position: int, sequence: int) -> None:
         if self._policy is Fsync.NEVER or any(segment is failed for failed, _ in self.failed):

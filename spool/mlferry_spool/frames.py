@@ -24,6 +24,7 @@ from mlferry_spool.errors import CorruptSegment, RecordTooLarge, UnsupportedVers
 from mlferry_spool.limits import MAX_PAYLOAD_BYTES
 
 __all__ = [
+    "BEYOND_LENGTH",
     "CHECKS",
     "EXT32",
     "HEADER",
@@ -47,7 +48,7 @@ EXT32 = 0xC9
 HEADER = struct.Struct(">BIbI")  # marker, ext length, kind, sequence
 CHECKS = struct.Struct(">II")  # header CRC, payload CRC
 OVERHEAD = HEADER.size + CHECKS.size
-_BEYOND_LENGTH = OVERHEAD - 6  # what the ext length counts besides the payload: sequence and the two CRCs
+BEYOND_LENGTH = OVERHEAD - 6  #: What the ext length counts besides the payload: sequence and the two CRCs.
 
 _PREAMBLE = struct.Struct(">BBb7sBBIII")
 PREAMBLE_BYTES = _PREAMBLE.size
@@ -132,7 +133,7 @@ def encode(kind: int, sequence: int, payload: bytes, salt: int) -> bytes:
     """
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise RecordTooLarge(f"{len(payload)} bytes, the limit is {MAX_PAYLOAD_BYTES}")
-    header = HEADER.pack(EXT32, len(payload) + _BEYOND_LENGTH, kind, sequence)
+    header = HEADER.pack(EXT32, len(payload) + BEYOND_LENGTH, kind, sequence)
     check = crc32(header, salt)
     return header + CHECKS.pack(check, crc32(payload, check)) + payload
 
@@ -147,7 +148,7 @@ def next_frame(buffer: bytes, at: int, salt: int) -> Frame | Damage | None:
         return None
     if _good_header(buffer, at, salt):
         _, length, kind, sequence = HEADER.unpack_from(buffer, at)
-        end = at + OVERHEAD + length - _BEYOND_LENGTH
+        end = at + OVERHEAD + length - BEYOND_LENGTH
         if end > len(buffer):
             return _damage_if_followed(buffer, at, salt)
         header_check, payload_check = CHECKS.unpack_from(buffer, at + HEADER.size)
@@ -178,6 +179,6 @@ def _good_header(buffer: bytes, at: int, salt: int) -> bool:
     check = int.from_bytes(buffer[at + HEADER.size : at + HEADER.size + 4], "big")
     return (
         kind > 0
-        and _BEYOND_LENGTH <= length <= MAX_PAYLOAD_BYTES + _BEYOND_LENGTH
+        and BEYOND_LENGTH <= length <= MAX_PAYLOAD_BYTES + BEYOND_LENGTH
         and crc32(buffer[at : at + HEADER.size], salt) == check
     )

@@ -28,7 +28,8 @@ class Gap:
         return bool(self._drops)
 
     def add(self, kind: int, reason: str, count: int, now_ms: int) -> None:
-        self._drops.append(Dropped(now_ms, now_ms, count, reason, {_name(kind): count}))
+        drop = Dropped(now_ms, now_ms, count, reason, {_name(kind): count})
+        self._drops.append(drop)  # made before: no call may stand between finding the list and this one
         if len(self._drops) >= _FOLD_AT:
             self.put_back(self.take())
 

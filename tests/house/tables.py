@@ -1,12 +1,13 @@
 """The tables of the documents that repeat the code: error classes with their messages, limits with their reasons.
 
-Owns reading them out of the sources (without importing them) and their place in the documents. ``make docs`` rewrites the
+Owns reading them out of the sources and their place in the documents. ``make docs`` rewrites the
 tables; a test fails while they differ. What it never does: invent a word, all of them stand in the sources.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import textwrap
 from collections.abc import Callable, Iterator
@@ -36,29 +37,25 @@ def errors(package: str) -> list[Row]:
 def limits(package: str) -> list[Row]:
     """Every constant of a package's ``limits`` with its reason: the comment before it or the string after it.
 
-    Constants that follow one another under one reason share it.
+    Constants that stand together share one reason: that of the first (comment) or of the last (string).
     """
     source = (REPOSITORY / package / "limits.py").read_text(encoding="utf-8")
-    found = list(_constants(ast.parse(source), source.splitlines()))
-    for index in range(len(found) - 1, -1, -1):
-        if not found[index].meaning:
-            neighbour = found[index + 1] if index + 1 < len(found) and package.startswith("agent") else found[index - 1]
-            found[index] = Row(found[index].name, found[index].value, neighbour.meaning)
-    for index, row in enumerate(found):
-        if not row.meaning:
-            found[index] = Row(row.name, row.value, found[index - 1].meaning)
-    return found
+    values = vars(importlib.import_module(f"{Path(package).name}.limits"))
+    reasons = list(_reasons(ast.parse(source), source.splitlines()))
+    rows, above = [], ""
+    for index, (name, before, after) in enumerate(reasons):
+        above = before or above
+        below = next((later for _, _, later in reasons[index:] if later), "")
+        rows.append(Row(name, f"{values[name]:,}", after or above or below))
+    return rows
 
 
-def _constants(tree: ast.Module, lines: list[str]) -> Iterator[Row]:
-    following = {id(node): after for node, after in zip(tree.body, tree.body[1:], strict=False)}
-    for node in tree.body:
-        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
-            continue
-        after = following.get(id(node))
-        reason = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-        value = eval(compile(ast.Expression(node.value), "limits", "eval"), {"__builtins__": {}})
-        yield Row(node.targets[0].id, f"{value:,}", _one_line(str(reason)) or _comment_before(lines, node.lineno - 1))
+def _reasons(tree: ast.Module, lines: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Name, comment before and string after of every assignment."""
+    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            said = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+            yield node.targets[0].id, _comment_before(lines, node.lineno - 1), _one_line(str(said))
 
 
 def _comment_before(lines: list[str], at: int) -> str:
@@ -96,7 +93,7 @@ def filled(text: str, module: str, make: Callable[[str], str]) -> str:
         place = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
         assert place.search(text), f"the document has no place for {package}/{module}"
         table = make(package)
-        text = place.sub(lambda _, table=table, begin=begin: f"{begin}\n{table}\n{end}", text)  # type: ignore[misc]
+        text = place.sub(lambda _, whole=f"{begin}\n{table}\n{end}": whole, text)
     return text
 
 
