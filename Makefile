@@ -61,7 +61,7 @@ e2e: $(STAMP)  ## against real MLflow servers
 	@$(PYTEST) tests/e2e
 
 bench: $(STAMP)  ## every benchmark, one after the other, on an otherwise quiet machine
-	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python "$$bench"; done
+	@for bench in benchmarks/*.py; do echo "== $$bench"; $(BIN)/python "$$bench"; done
 
 demo: $(STAMP)  ## train offline, then deliver to an MLflow server of its own
 	@$(BIN)/mlferry demo

@@ -132,11 +132,15 @@ class _Head:
 
 @dataclass(slots=True)
 class FaultProxy:
-    """A context manager; `url` is what the agent is given. Rules may be added at any time, from any thread."""
+    """A context manager; `url` is what the agent is given. Rules may be added at any time, from any thread.
+
+    `held` lists the targets whose answers are withheld: once one is there, what was to be committed first has been.
+    """
 
     upstream_port: int
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
     _rules: list[Rule] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ready: threading.Event = field(default_factory=threading.Event)
@@ -219,12 +223,12 @@ class FaultProxy:
         if fault.kind is Kind.CUT_BEFORE:
             return _cut(writer)
         if fault.kind is Kind.HANG:
-            return await self._hang()
+            return await self._hang(target)
         if fault.kind is Kind.REPLY:
             async for _piece in _body(reader, head):
                 pass
             return await _write_reply(writer, fault, method)
-        return await self._forward(reader, writer, head, fault, method)
+        return await self._forward(reader, writer, head, fault)
 
     async def _forward(
         self,
@@ -232,7 +236,6 @@ class FaultProxy:
         writer: asyncio.StreamWriter,
         head: _Head,
         fault: Fault,
-        method: str,
     ) -> bool:
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.upstream_port, limit=MAX_HEAD)
         try:
@@ -246,13 +249,14 @@ class FaultProxy:
                 up_writer.write(piece)
                 await up_writer.drain()
                 sent += len(piece)
-            return await self._pass_back(up_reader, writer, fault, method)
+            return await self._pass_back(up_reader, writer, fault, head.start)
         finally:
             up_writer.close()
 
     async def _pass_back(
-        self, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault, method: str
+        self, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault, start: str
     ) -> bool:
+        method, target, _ = start.split(" ", 2)
         head = (await _read_head(up_reader)).with_header("Connection", None)
         if fault.kind is Kind.PASS:
             writer.write(head.encode())
@@ -266,7 +270,7 @@ class FaultProxy:
         if fault.kind is Kind.COMMIT_THEN_REPLY:
             return await _write_reply(writer, fault, method)
         if fault.kind is Kind.COMMIT_THEN_HANG:
-            return await self._hang()
+            return await self._hang(target)
         half = body[: len(body) // 2]
         if fault.kind is Kind.TRUNCATE:
             writer.write(head.with_header("Content-Length", str(len(half))).encode() + half)
@@ -284,8 +288,9 @@ class FaultProxy:
             self.seen.append(Seen(method, target, fault.kind, {k.lower(): v for k, v in head.headers}))
         return fault
 
-    async def _hang(self) -> bool:
+    async def _hang(self, target: str) -> bool:
         assert self._stopped is not None
+        self.held.append(target)
         await self._stopped.wait()
         return False
 

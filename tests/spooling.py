@@ -117,7 +117,9 @@ class SpooledRun:
         self.logged.status = status
 
 
-def a_bit_of_everything(root: Path, experiment: str, *, points: int = 300, files: int = 3, **opening: Any) -> SpooledRun:
+def a_bit_of_everything(
+    root: Path, experiment: str, *, points: int = 300, files: int = 3, **opening: Any
+) -> SpooledRun:
     """A finished run with records of each common kind."""
     run = SpooledRun(root, experiment, **opening)
     run.params({f"param {number}": str(number) for number in range(5)})

@@ -61,6 +61,7 @@ Wait = Annotated[
     typer.Option("--give-up-after", metavar="SECONDS", help="Come back when the server is away for so long."),
 ]
 Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=_RUNS)]
+Segments = Annotated[list[Path], typer.Argument(exists=True, help="Segments (*.seg), or directories of them.")]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
 

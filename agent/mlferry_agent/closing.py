@@ -5,8 +5,8 @@ processes of earlier attempts that were killed and requeued. The rules:
 
 1. A run lives while any of its writers lives; a living run is never closed.
 2. A helper's death says nothing about the run.
-3. A writer of an earlier attempt that a later attempt took over from does not count any more: whoever resumed the run
-   answers for it. It was taken over if another attempt began after its last sign of life.
+3. A writer that another one took over from does not count any more: whoever resumed the run answers for it. It was taken
+   over if, after its last sign of life, a writer of another attempt began, or one of its own rank in the same attempt.
 4. Of those that count, the worst end is the run's: a writer that died without RUN_END makes it KILLED, then FAILED, then
    KILLED as logged, then FINISHED. So FINISHED needs every one of them to have said so.
 
@@ -84,7 +84,7 @@ def _taken_over(writer: WriterFacts, writers: list[WriterFacts]) -> bool:
 
 def _took_over(later: WriterFacts, earlier: WriterFacts) -> bool:
     mine, theirs = later.opening, earlier.opening
-    if mine.attempt is not None and mine.attempt == theirs.attempt:
+    if mine.attempt is not None and mine.attempt == theirs.attempt and mine.rank != theirs.rank:
         return False
     skew = 0 if mine.host == theirs.host else _CLOCK_SKEW_MS
     last = earlier.end.end_time if earlier.end is not None else earlier.last_sign

@@ -199,15 +199,14 @@ def _plot(directory: Path, console: Console) -> None:
     plotext.plot([step for step, _ in losses], [loss for _, loss in losses], marker="braille")
     plotext.title("loss")
     plotext.xlabel("step")
-    plotext.plot_size(min(console.width, 90), 18)
-    console.print()
-    console.print(plotext.build(), highlight=False, markup=False)
+    plotext.plot_size(min(console.width - 1, 90), 18)
+    console.file.write(f"\n{plotext.uncolorize(plotext.build())}\n")
 
 
 def _show_url(config: Config, found: list[RunStatus], console: Console, *, keep: bool) -> None:
     experiment = _experiment_id(config)
     for status in found:
-        console.print(f"\nThe run: {config.to}/#/experiments/{experiment}/runs/{status.server_run_id}", highlight=False)
+        console.print(f"\nThe run: {config.to}/#/experiments/{experiment}/runs/{status.server_run_id}", highlight=False, soft_wrap=True)
     if keep:
         console.input("The server runs until you press Enter. ")
     else:

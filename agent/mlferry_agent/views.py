@@ -34,11 +34,11 @@ def complain(console: Console, error: AgentError | SpoolError) -> None:
 def show_statuses(console: Console, statuses: list[RunStatus], url: str | None) -> None:
     """A table of runs, then what needs a person, then one line that says it all."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("RUN", no_wrap=True)
+    table.add_column("RUN", no_wrap=True, min_width=_SHORT_ID)
     table.add_column("NAME", overflow="ellipsis", no_wrap=True, ratio=1)
-    table.add_column("STATE", no_wrap=True)
-    for column in ("ACKNOWLEDGED", "PENDING", "QUARANTINED", "LAG"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("STATE", no_wrap=True, min_width=len("FINISHED"))
+    for column in ("ACKED", "PENDING", "QUARANTINED", "LAG"):
+        table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
     for status in statuses:
         table.add_row(*_row(status, wide=console.width >= _WIDE))
     if statuses:

@@ -14,7 +14,7 @@ from typing import Any
 import mlferry
 
 _CLASSES, _SIDE, _IMAGES = 10, 28, 2048
-_EPOCHS, _BATCH, _RATE = 6, 64, 0.05
+_EPOCHS, _BATCH, _RATE = 6, 64, 0.003
 _SAVE_EVERY = 10
 
 

@@ -7,7 +7,6 @@ started is started. What can be wrong with a call is a ``Misuse`` and raised; wh
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import threading
 import time
@@ -216,6 +215,8 @@ def _report(run: Run) -> None:
     """Say on stderr where the run is and how it is delivered; the first rank speaks for the others."""
     if run.config.quiet or run.nested or not run.mine or (run.rank and not run.dropped):
         return
+    import shlex
+
     info = run.info
     lines = [f"run {info.run_name or ''} ({info.run_id}) {info.status}: {run.recorded} records in {run.directory}"]
     if run.dropped:

@@ -1,4 +1,4 @@
-"""Whatever a logging method raises -> an error that is counted and warned of. Owns the translation; raises nothing itself."""
+"""Whatever a logging method raises -> an error that is counted and warned of. Owns the translation; raises nothing."""
 
 from __future__ import annotations
 

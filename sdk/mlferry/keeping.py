@@ -5,9 +5,7 @@ When a method returns, the content is complete in the run's blobs, so a source m
 
 from __future__ import annotations
 
-import tempfile
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +53,8 @@ class Keeper:
 
     def rendered(self, artifact_file: str, save: Callable[[str], Any]) -> None:
         """What ``save`` writes into a temporary file of the artifact's own name (libraries read the format off it)."""
+        import tempfile  # with all that it brings, only for those who log figures or images
+
         path = artifact_path(artifact_file)
         with tempfile.TemporaryDirectory(prefix="mlferry-") as directory:
             temporary = Path(directory, Path(path).name)
@@ -67,6 +67,8 @@ class Keeper:
 
     def cell(self, artifact_file: str, image: Any) -> dict[str, str]:
         """An image of a table: two files, and what stands in the cell for them (``MlflowClient.log_table``)."""
+        import uuid
+
         from mlferry import images
 
         name = f"table_images/{artifact_file.rpartition('.')[0]}/{uuid.uuid4()}"

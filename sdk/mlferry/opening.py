@@ -7,7 +7,6 @@ A run's id comes from the caller, else ``MLFERRY_RUN_ID`` (a launcher's choice, 
 from __future__ import annotations
 
 import os
-import uuid
 from collections import Counter
 from collections.abc import MutableMapping
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ class Process:
     def __init__(self, environ: MutableMapping[str, str], launch: Launch) -> None:
         self._environ = environ
         self._launch = launch
-        self._unique = uuid.uuid4().hex[:12]
+        self._unique = os.urandom(6).hex()
         self._started: Counter[str | None] = Counter()
         self._opened: Counter[str] = Counter()
 
@@ -89,7 +88,7 @@ class Process:
             return given, False, True
         if job is not None:
             return derive_run_id(job, parent_run_id, ordinal), self._launch.attempt.strip("0.") != "", True
-        return uuid.uuid4().hex, False, False
+        return os.urandom(16).hex(), False, False
 
 
 def locate(root: Path, identity: Identity, start_time: int) -> Path:

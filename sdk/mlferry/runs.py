@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +65,7 @@ _TEXTS_A_RECORD = 25  # 8000 four-byte characters each
 _SETTLE_S = 10.0
 
 _time_ns = time.time_ns
+_known = KNOWN_KEYS.issuperset
 
 
 @dataclass(slots=True)
@@ -150,11 +150,11 @@ class Run:
         try:
             if (
                 timestamp is None
-                and type(metrics) is dict
-                and metrics
                 and (step is None or type(step) is int)
-                and list(map(type, metrics.values())).count(float) == len(metrics)
-                and KNOWN_KEYS.issuperset(metrics)
+                and type(metrics) is dict
+                and [*map(type, metrics.values())] == [float] * len(metrics)  # by identity, in C
+                and _known(metrics)
+                and metrics
             ):
                 step = step or 0
                 if step <= MAX_INT64:
@@ -301,6 +301,8 @@ class Run:
         timestamp: int | None = None,
     ) -> None:
         """An image (PIL, numpy, torch): as the file ``artifact_file``, or as the image ``key`` of a step."""
+        import uuid
+
         from mlferry import images
 
         pil = images.to_pil(image)

@@ -8,15 +8,18 @@ The digest is of the copy, so a source that changes meanwhile still gives a blob
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mlferry_spool.files import sync_directory
+from mlferry_spool.files import make_directory, sync_directory
 from mlferry_spool.layout import BLOBS
 
 __all__ = ["Blob", "Blobs", "digest_of"]
@@ -24,6 +27,9 @@ __all__ = ["Blob", "Blobs", "digest_of"]
 _FICLONE = 0x40049409  # linux/fs.h
 _CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"
+
+#: Seconds without a write after which nobody is copying any more.
+_ABANDONED_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class Blobs:
     def __init__(self, run_directory: Path, *, durable: bool = True) -> None:
         self._directory = run_directory / BLOBS
         self._durable = durable
+        self._swept = False
 
     def __repr__(self) -> str:
         return f"Blobs({str(self._directory)!r})"
@@ -57,7 +64,7 @@ class Blobs:
 
     def put_file(self, source: str | os.PathLike[str]) -> Blob:
         """Copy a file in. Raises OSError: the source cannot be read, or the disk does not take it."""
-        with Path(source).open("rb") as original, self._incoming() as copy:
+        with _open_regular(source) as original, self._incoming() as copy:
             cloned = _reflink(original, copy.file)
             return self._keep(copy, digest_of(copy.file) if cloned else _copy(original, copy.file))
 
@@ -65,6 +72,7 @@ class Blobs:
         """Store bytes. Raises OSError: the disk does not take them."""
         blob = Blob(hashlib.sha256(data).digest(), len(data))
         if self._has(blob):
+            self._sync_names()
             return blob
         with self._incoming() as copy:
             copy.file.write(data)
@@ -77,7 +85,8 @@ class Blobs:
 
     @contextlib.contextmanager
     def _incoming(self) -> Iterator[_Copy]:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(self._directory)
+        self._sweep()
         path = self._directory / f"{_TEMPORARY}{os.urandom(8).hex()}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -92,9 +101,26 @@ class Blobs:
             if self._durable:
                 os.fdatasync(copy.file.fileno())
             copy.path.rename(self.path(blob.sha256))
-            if self._durable:
-                sync_directory(self._directory)
+        self._sync_names()
         return blob
+
+    def _sync_names(self) -> None:
+        """Also for a blob that was there: whoever renamed it may not have come to this yet, and a frame will name it now."""
+        if self._durable:
+            sync_directory(self._directory)
+            sync_directory(self._directory.parent)
+
+    def _sweep(self) -> None:
+        """Take away, once, what copies cut short by a kill left behind; one that is still written to is younger."""
+        if self._swept:
+            return
+        self._swept = True
+        limit = time.time() - _ABANDONED_S
+        with contextlib.suppress(OSError):
+            for path in self._directory.glob(f"{_TEMPORARY}*"):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.lstat().st_mtime < limit:
+                        path.unlink()
 
 
 def digest_of(file: BinaryIO) -> Blob:
@@ -105,6 +131,15 @@ def digest_of(file: BinaryIO) -> Blob:
         sha256.update(chunk)
         size += len(chunk)
     return Blob(sha256.digest(), size)
+
+
+def _open_regular(source: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to copy; a pipe would block until somebody writes. Raises OSError."""
+    fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(source))
+    return os.fdopen(fd, "rb")
 
 
 def _copy(original: BinaryIO, copy: BinaryIO) -> Blob:

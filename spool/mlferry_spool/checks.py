@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, field, fields
+from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
 Check: TypeAlias = Callable[[Any], Any]
@@ -110,15 +111,20 @@ def construct(record: type[T], values: Sequence[Any] | dict[str, Any]) -> T:
     Raises:
         ValueError: a field is missing, of another type or out of range.
     """
-    declared = fields(record)  # type: ignore[arg-type]
-    given = values if isinstance(values, dict) else dict(zip((item.name for item in declared), values, strict=False))
-    known = [item for item in declared if item.name in given]
-    checked = {item.name: _field(item.name, item.metadata["check"], given[item.name]) for item in known}
+    declared = _declared(record)  # type: ignore[arg-type]
+    given = values if isinstance(values, dict) else dict(zip(declared, values, strict=False))
+    checked = {name: _field(name, check, given[name]) for name, check in declared.items() if name in given}
     try:
         return record(**checked)
     except TypeError:
-        missing = [item.name for item in declared if item.name not in given]
+        missing = [name for name in declared if name not in given]
         raise ValueError(f"fields are missing: {', '.join(missing)}") from None
+
+
+@cache
+def _declared(record: type[Any]) -> dict[str, Check]:
+    """A record's fields, in order, with their checks."""
+    return {item.name: item.metadata["check"] for item in fields(record)}
 
 
 def _field(name: str, check: Check, value: Any) -> Any:

@@ -16,6 +16,7 @@ from mlferry_spool.errors import CorruptRecord, Unencodable, UnsupportedKind
 from mlferry_spool.frames import SKIPPABLE_FROM
 from mlferry_spool.limits import MAX_ELEMENTS, MAX_PAYLOAD_BYTES
 from mlferry_spool.records import RECORDS, BlobRef, Dataset, Kind, ModelOutput, Record
+from mlferry_spool.shape import check_shape
 
 __all__ = ["KIND_OF", "as_fields", "decode", "pack", "packer"]
 
@@ -82,6 +83,7 @@ def decode(kind: int, payload: bytes) -> Record | None:
 
 
 def _unpack(payload: bytes) -> Any:
+    check_shape(payload)
     return msgpack.unpackb(
         payload,
         raw=False,

@@ -15,8 +15,8 @@ See FORMAT.md for the byte tables and a worked example.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -37,9 +37,11 @@ __all__ = [
     "Frame",
     "Preamble",
     "encode",
+    "find_header",
     "next_frame",
     "preamble",
     "read_preamble",
+    "sequence_at",
 ]
 
 MAJOR, MINOR = 1, 0
@@ -54,6 +56,9 @@ _PREAMBLE = struct.Struct(">BBb7sBBIII")
 PREAMBLE_BYTES = _PREAMBLE.size
 _MAGIC = b"MLFERRY"
 _PREAMBLE_KIND = 0x4D
+
+#: What can be a header at all: marker, a length up to the limit, a kind above zero. Overlapping matches count.
+_CANDIDATE = re.compile(rb"\xc9(?=\x00[\x00-\x10]..[\x01-\x7f])", re.DOTALL)
 
 #: Kinds from here on may be skipped by a reader that does not know them; an unknown kind below stops it.
 SKIPPABLE_FROM = 64
@@ -101,28 +106,25 @@ def read_preamble(buffer: bytes) -> Preamble | None:
         UnsupportedVersion: intact, and of another major version.
         CorruptSegment: this is no segment.
     """
-    if len(buffer) < PREAMBLE_BYTES:
-        if buffer.strip(b"\0") and not _could_become_preamble(buffer):
-            raise CorruptSegment("no preamble")
-        return None
-    *_, magic, major, minor, salt, again, check = _PREAMBLE.unpack_from(buffer)
-    if check == crc32(buffer[: PREAMBLE_BYTES - 4]) and magic == _MAGIC:
-        if major != MAJOR:
-            raise UnsupportedVersion(f"segment version {major}.{minor}, this reader knows {MAJOR}.{MINOR}")
-        return Preamble(major, minor, salt)
-    for candidate in (salt, again):
-        if _good_header(buffer, PREAMBLE_BYTES, candidate):
-            return Preamble(MAJOR, minor, candidate, damaged=True)
-    if not buffer.strip(b"\0"):
+    if len(buffer) >= PREAMBLE_BYTES:
+        *_, magic, major, minor, salt, again, check = _PREAMBLE.unpack_from(buffer)
+        if check == crc32(buffer[: PREAMBLE_BYTES - 4]) and magic == _MAGIC:
+            if major != MAJOR:
+                raise UnsupportedVersion(f"segment version {major}.{minor}, this reader knows {MAJOR}.{MINOR}")
+            return Preamble(major, minor, salt)
+        for candidate in (salt, again):
+            if _good_header(buffer, PREAMBLE_BYTES, candidate):
+                return Preamble(MAJOR, minor, candidate, damaged=True)
+    if _is_cut(buffer):
         return None
     raise CorruptSegment("no preamble")
 
 
-def _could_become_preamble(buffer: bytes) -> bool:
-    """A cut preamble: as many of its fixed bytes as there are, perhaps followed by zeros that stand for unwritten ones."""
+def _is_cut(buffer: bytes) -> bool:
+    """The beginning of a preamble and no more, perhaps followed by zeros that stand for bytes not written yet."""
     fixed = bytes((0xC7, PREAMBLE_BYTES - 3, _PREAMBLE_KIND)) + _MAGIC
-    written = buffer.rstrip(b"\0")[: len(fixed)]
-    return fixed.startswith(written)
+    written = buffer.rstrip(b"\0")
+    return len(written) < PREAMBLE_BYTES and fixed.startswith(written[: len(fixed)])
 
 
 def encode(kind: int, sequence: int, payload: bytes, salt: int) -> bytes:
@@ -158,18 +160,22 @@ def next_frame(buffer: bytes, at: int, salt: int) -> Frame | Damage | None:
     return _damage_if_followed(buffer, at, salt)
 
 
-def _damage_if_followed(buffer: bytes, at: int, salt: int) -> Damage | None:
-    for found in _good_headers(buffer, at + 1, salt):
-        return Damage(at, found)
+def find_header(buffer: bytes, at: int, salt: int) -> int | None:
+    """Where from byte ``at`` on the first good header stands."""
+    for found in _CANDIDATE.finditer(buffer, at):
+        if _good_header(buffer, found.start(), salt):
+            return found.start()
     return None
 
 
-def _good_headers(buffer: bytes, at: int, salt: int) -> Iterator[int]:
-    found = buffer.find(EXT32, at)
-    while found >= 0:
-        if _good_header(buffer, found, salt):
-            yield found
-        found = buffer.find(EXT32, found + 1)
+def sequence_at(buffer: bytes, at: int) -> int:
+    """The sequence number in the good header at byte ``at``."""
+    return int.from_bytes(buffer[at + HEADER.size - 4 : at + HEADER.size], "big")
+
+
+def _damage_if_followed(buffer: bytes, at: int, salt: int) -> Damage | None:
+    found = find_header(buffer, at + 1, salt)
+    return None if found is None else Damage(at, found)
 
 
 def _good_header(buffer: bytes, at: int, salt: int) -> bool:

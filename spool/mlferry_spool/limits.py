@@ -33,6 +33,11 @@ BALLAST_BYTES = 64 << 10
 #: Elements in one decoded array or map. A batch holds at most 1000 metrics in MLflow; models and series need more.
 MAX_ELEMENTS = 1 << 17
 
+#: Arrays and maps in one payload, and how deep they may lie in each other. msgpack allocates an array on the word of its
+#: header, and an empty array of one byte costs 64 in memory.
+MAX_CONTAINERS = 1 << 16
+MAX_DEPTH = 64
+
 #: Characters in a name that becomes a directory entry (POSIX NAME_MAX is 255 bytes).
 MAX_NAME_CHARS = 128
 

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 from mlferry_spool import limits, segments
-from mlferry_spool.caretaker import caretaker
 from mlferry_spool.codec import pack
 from mlferry_spool.durability import Durability
 from mlferry_spool.files import Files
@@ -59,6 +58,7 @@ class Log:
         settings: Settings,
         files: Files,
         on_trouble: Callable[[str], None] | None,
+        sync_soon: Callable[[], None],
         state: State = State.SUSPENDED,
     ) -> None:
         self._run_directory = run_directory
@@ -66,6 +66,7 @@ class Log:
         self._settings = settings
         self._files = files
         self._on_trouble = on_trouble
+        self._sync_soon = sync_soon
         self.state = state
         self.segment: Segment | None = None
         self.durability = Durability(settings.fsync, files)
@@ -90,7 +91,8 @@ class Log:
         self.durability.abandon(self.segment)
         self._home.leave()
         state = State.CLOSED if self.state is State.CLOSED else State.FORKED
-        return Log(self._run_directory, self._opening, self._settings, self._files, self._on_trouble, state)
+        given = (self._run_directory, self._opening, self._settings, self._files, self._on_trouble, self._sync_soon)
+        return Log(*given, state)
 
     # -- records ---------------------------------------------------------------------------------------------
 
@@ -104,7 +106,7 @@ class Log:
         return False
 
     def cut_off(self, part: int, salt: int) -> OSError:
-        """A write was short: take the ``part`` of a frame back. ``salt`` says of which segment. Returns the error to handle."""
+        """A write to the segment with this salt was short: take back the ``part`` of a frame. Returns the error."""
         segment = self.segment
         if segment is None or segment.salt != salt:  # it went out of use meanwhile
             return short_write()
@@ -151,7 +153,7 @@ class Log:
     def _forget_descriptors(self) -> None:
         """Somebody closed them (a program that becomes a daemon): never close a number that may be another file's by now."""
         assert self.segment is not None
-        self.segment.fd = _NOWHERE
+        self.segment.forget_descriptor()
         self._home.lock_again()
 
     def _add(self, kind: int, payload: bytes) -> None:
@@ -177,8 +179,7 @@ class Log:
         """Resume, mend, state a gap, give a sign of life, rotate by age; ``now``: seconds of ``time.monotonic()``."""
         if self.state is State.SUSPENDED and now >= self._retry_at:
             self._resume()
-        if self.state is State.OPEN:
-            self.mend()
+        self.mend()
         segment = self.segment
         if self.state is not State.OPEN or segment is None:
             return
@@ -238,7 +239,7 @@ class Log:
         self.segment, self.state = segment, State.OPEN
         self._set_limit(min(self._settings.segment_bytes, _LAST_BYTE))
         if self._settings.fsync is not Fsync.NEVER:
-            caretaker.wake()
+            self._sync_soon()
 
     def _set_limit(self, rotate_at: int) -> None:
         self._rotate_at = rotate_at
@@ -307,7 +308,7 @@ class Log:
     def mend(self) -> None:
         """Write again what failed syncs may have lost; what does not succeed is left for the next time."""
         try:
-            while self.durability.failed:
+            while self.durability.failed and self.state is State.OPEN:
                 segment, error = self.durability.failed[0]
                 if segment is self.segment:
                     self._rotate()

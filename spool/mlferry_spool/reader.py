@@ -12,18 +12,19 @@ links, pipes and devices are refused without blocking (``UntrustedFile``).
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlferry_spool.codec import decode
+from mlferry_spool.codec import decode, pack
 from mlferry_spool.errors import CorruptRecord, CorruptSegment, UntrustedFile
 from mlferry_spool.frames import OVERHEAD, PREAMBLE_BYTES, Preamble, read_preamble
 from mlferry_spool.layout import segment_offset
 from mlferry_spool.limits import MAX_SEGMENT_BYTES
 from mlferry_spool.records import Kind, SegmentEnd
-from mlferry_spool.tailer import Cursor, Entry, Lost, scan
+from mlferry_spool.tailer import Cursor, Entry, Lost, resync, scan
 
 __all__ = ["LogReader", "open_trusted", "segment_offsets"]
 
@@ -74,22 +75,24 @@ class LogReader:
         if self.ended:
             return []
         offsets = segment_offsets(self.directory)
-        if not offsets:
-            return []
-        if self.cursor.segment not in offsets:
-            return self._skip_to(offsets, start=0, end=0)
-        later = [offset for offset in offsets if offset > self.cursor.segment]
-        fd = open_trusted(self._path(self.cursor.segment))
-        try:
-            events, size = self._scan(fd, bool(later))
-        finally:
-            os.close(fd)
-        if events:
-            return self._take(events, now, final=bool(later))
-        return self._skip_to(later, self.cursor.byte, size) if later else []
+        while True:
+            later = [offset for offset in offsets if offset > self.cursor.segment]
+            size = self.cursor.byte
+            if self.cursor.segment in offsets:
+                events, size = self._look(final=bool(later))
+                if events:
+                    return self._take(events, now, final=bool(later))
+            if not later:
+                return []
+            if lost := self._skip_to(later[0], size):
+                return [lost]
 
     def finish(self) -> Sequence[Entry | Lost]:
-        """The writer is dead and everything readable was read: report a torn tail, if there is one, and end."""
+        """The writer is dead and everything readable was read: report a torn tail, if there is one, and end.
+
+        Call it only when ``read`` returned nothing *after* the writer was found dead: a writer may have added records
+        between the last ``read`` and its death.
+        """
         self.ended = True
         torn = self.pending_bytes()
         if not torn:
@@ -112,20 +115,18 @@ class LogReader:
     def _path(self, offset: int) -> Path:
         return self.directory / f"{offset:020d}.seg"
 
-    def _scan(self, fd: int, final: bool) -> tuple[list[Entry | Lost], int]:
-        size = min(os.fstat(fd).st_size, MAX_SEGMENT_BYTES)
-        preamble = self._read_preamble(fd, final)
-        if preamble is None:
-            return [], size
-        if self.cursor.byte < PREAMBLE_BYTES:
-            self.cursor = Cursor(self.cursor.segment, PREAMBLE_BYTES, 0)
-        window = self._window_bytes
-        while True:
-            data = os.pread(fd, min(window, size - self.cursor.byte), self.cursor.byte)
-            events, _ = scan(self.cursor, data, preamble.salt)
-            if events or self.cursor.byte + len(data) >= size or not data:
-                return events, size
-            window *= 4
+    def _look(self, *, final: bool) -> tuple[list[Entry | Lost], int]:
+        """What stands at the cursor, and the size of the segment."""
+        try:
+            fd = open_trusted(self._path(self.cursor.segment))
+        except FileNotFoundError:  # deleted since the directory was listed
+            return [], self.cursor.byte
+        try:
+            size = min(os.fstat(fd).st_size, MAX_SEGMENT_BYTES)
+            preamble = self._read_preamble(fd, final)
+            return ([] if preamble is None else self._scan(fd, size, preamble)), size
+        finally:
+            os.close(fd)
 
     def _read_preamble(self, fd: int, final: bool) -> Preamble | None:
         if self._preamble is None or self._preamble[0] != self.cursor.segment:
@@ -139,6 +140,28 @@ class LogReader:
                 return None
             self._preamble = (self.cursor.segment, found)
         return self._preamble[1]
+
+    def _scan(self, fd: int, size: int, preamble: Preamble) -> list[Entry | Lost]:
+        if self.cursor.byte < PREAMBLE_BYTES:
+            first = Cursor(self.cursor.segment, PREAMBLE_BYTES, 0)
+            if preamble.damaged:
+                return [Lost(first.segment, 0, PREAMBLE_BYTES, 0, first)]
+            self.cursor = first
+        byte = self.cursor.byte
+        data = os.pread(fd, min(WINDOW_BYTES, size - byte), byte) if size > byte else b""
+        events, _ = scan(self.cursor, data, preamble.salt)
+        # A window holds any frame whole, so where it holds none and the file goes on there is damage.
+        return events if events or byte + len(data) >= size else self._search(fd, size, preamble.salt)
+
+    def _search(self, fd: int, size: int, salt: int) -> list[Entry | Lost]:
+        """Look for a good header behind the cursor, in windows that overlap by less than one header."""
+        at = self.cursor.byte + 1
+        while len(data := os.pread(fd, min(WINDOW_BYTES, size - at), at)) >= OVERHEAD:
+            lost = resync(self.cursor, data, at, salt)
+            if lost:
+                return [lost]
+            at += len(data) - OVERHEAD + 1
+        return []
 
     def _take(self, events: list[Entry | Lost], now: float, *, final: bool) -> Sequence[Entry | Lost]:
         """Move past events, up to the end of the segment or to damage that may still heal."""
@@ -172,16 +195,17 @@ class LogReader:
             elif end.next_segment > self.cursor.segment:
                 self.cursor = Cursor(end.next_segment)
 
-    def _skip_to(self, offsets: Sequence[int], start: int, end: int) -> Sequence[Entry | Lost]:
-        """The segment is over, or gone: go on in the next one and say what is missing in between."""
-        later = [offset for offset in offsets if offset > self.cursor.segment]
-        if not later:
-            return []
-        # One frame's place is kept for a SEGMENT_END that a writer in trouble could not write.
-        missing = later[0] - self.cursor.offset - 1
-        lost = Lost(self.cursor.segment, start, max(start, end), max(missing, 0), Cursor(later[0]))
+    def _skip_to(self, offset: int, size: int) -> Lost | None:
+        """The segment is over, or gone: go on in the next one and say what is missing in between.
+
+        One frame's place is kept for a SEGMENT_END that a writer in trouble could not write. Bytes too few to be one may be
+        one that is just being written; they stand for no record.
+        """
+        missing = max(offset - self.cursor.offset - 1, 0)
+        start, end = self.cursor.byte, max(self.cursor.byte, size)
+        lost = Lost(self.cursor.segment, start, end, missing, Cursor(offset))
         self.cursor = lost.after
-        return [lost] if missing > 0 else self.read()
+        return lost if missing or end - start >= OVERHEAD + len(pack(SegmentEnd(offset))) else None
 
 
 def segment_offsets(directory: Path) -> list[int]:
@@ -197,29 +221,36 @@ def open_trusted(path: Path) -> int:
     """Open a file of the spool for reading, or refuse it. The checks are on the open file, so none can be swapped in.
 
     Raises:
-        UntrustedFile: a link, a pipe, a device, a file with several links or of another owner than its directory.
+        UntrustedFile: a link, a pipe, a socket, a device, a file with several links or of another owner than its directory.
         OSError: it cannot be opened.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    directory = _open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
-        fd = os.open(path, flags)
-    except OSError as error:
-        if path.is_symlink():
-            raise UntrustedFile("a symbolic link", path=path) from error
-        raise
-    status = os.fstat(fd)
-    reason = _distrust(status, path)
+        fd = _open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, directory)
+        reason = _distrust(os.fstat(fd), os.fstat(directory))
+    finally:
+        os.close(directory)
     if reason:
         os.close(fd)
         raise UntrustedFile(reason, path=path)
     return fd
 
 
-def _distrust(status: os.stat_result, path: Path) -> str:
+def _open(path: Path, flags: int, directory: int | None = None) -> int:
+    name = path if directory is None else path.name
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            raise UntrustedFile("a link, a socket, or not a directory where one must be", path=path) from error
+        raise
+
+
+def _distrust(status: os.stat_result, directory: os.stat_result) -> str:
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
     if status.st_nlink > 1:
         return "it has several names"
-    if status.st_uid != path.parent.stat().st_uid:
+    if status.st_uid != directory.st_uid:
         return "it has another owner than its directory"
     return ""

@@ -82,6 +82,10 @@ class Segment:
             with contextlib.suppress(OSError):
                 files.close(fd)
 
+    def forget_descriptor(self) -> None:
+        """Its number may be another file's by now."""
+        self.fd = _CLOSED
+
     def unsynced(self) -> tuple[list[Entry], int]:
         """The records not known to be safe, read back from the page cache, and how many of them cannot be read."""
         byte, sequence = self.synced

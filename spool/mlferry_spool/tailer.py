@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlferry_spool.frames import Damage, Frame, next_frame
+from mlferry_spool.frames import Damage, Frame, find_header, next_frame, sequence_at
 
-__all__ = ["Cursor", "Entry", "Lost", "scan"]
+__all__ = ["Cursor", "Entry", "Lost", "resync", "scan"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -65,11 +65,20 @@ def scan(cursor: Cursor, window: bytes, salt: int) -> tuple[list[Entry | Lost], 
         if piece is None:
             return found, here
         if isinstance(piece, Damage):
-            event: Entry | Lost = _lost(piece, window, here, origin, salt)
+            event: Entry | Lost = _lost(here, origin + piece.end, sequence_at(window, piece.end))
         else:
             event = _entry(piece, here, origin)
         found.append(event)
         here = event.after
+
+
+def resync(cursor: Cursor, window: bytes, start: int, salt: int) -> Lost | None:
+    """Damage from the cursor to the first good header in ``window``, the bytes of the segment from ``start`` on.
+
+    For a reader that knows no frame to begin at the cursor and looks, window by window, for the one to go on with.
+    """
+    found = find_header(window, 0, salt)
+    return None if found is None else _lost(cursor, start + found, sequence_at(window, found))
 
 
 def _entry(frame: Frame, here: Cursor, origin: int) -> Entry | Lost:
@@ -84,8 +93,7 @@ def _entry(frame: Frame, here: Cursor, origin: int) -> Entry | Lost:
     return Lost(here.segment, here.byte, origin + frame.end, 0, Cursor(here.segment, origin + frame.end, here.sequence))
 
 
-def _lost(damage: Damage, window: bytes, here: Cursor, origin: int, salt: int) -> Lost:
-    sequence = int.from_bytes(window[damage.end + 6 : damage.end + 10], "big")
-    end = origin + damage.end
+def _lost(here: Cursor, end: int, sequence: int) -> Lost:
+    """Damage up to byte ``end``, where a frame with this number stands."""
     after = Cursor(here.segment, end, max(sequence, here.sequence))
-    return Lost(here.segment, here.byte, end, max(sequence - here.sequence, 0), after)
+    return Lost(here.segment, here.byte, end, after.sequence - here.sequence, after)

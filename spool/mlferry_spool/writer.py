@@ -37,14 +37,13 @@ from weakref import WeakSet
 from zlib import crc32
 
 from mlferry_spool import limits
-from mlferry_spool.caretaker import caretaker
+from mlferry_spool.caretaker import Caretaker, caretaker
 from mlferry_spool.codec import KIND_OF, as_fields, pack, packer
 from mlferry_spool.errors import RecordTooLarge, Unencodable
 from mlferry_spool.files import Files, OsFiles
 from mlferry_spool.frames import BEYOND_LENGTH, CHECKS, EXT32, HEADER, OVERHEAD
 from mlferry_spool.log import Log, State
 from mlferry_spool.records import Open, Record
-from mlferry_spool.segments import short_write
 from mlferry_spool.settings import Fsync, Settings
 
 __all__ = ["Fsync", "Settings", "Writer"]
@@ -64,6 +63,7 @@ class Writer:
         run_directory: the run's directory; the writer makes its own below it.
         opening: who writes into what. The writer fills in the machine, the process and the lock.
         on_trouble: called with a sentence when the log is suspended, once an episode. It must not call the writer.
+        tended_by: whose thread does what no logging thread should wait for.
 
     Raises:
         Unencodable: ``opening`` has a text that UTF-8 cannot hold.
@@ -77,15 +77,17 @@ class Writer:
         *,
         files: Files | None = None,
         on_trouble: Callable[[str], None] | None = None,
+        tended_by: Caretaker = caretaker,
     ) -> None:
         self._settings = settings or Settings()
         files = files or OsFiles()
         self._write = files.write
-        self._start_anew(Log(run_directory, opening, self._settings, files, on_trouble))
+        self._caretaker = tended_by
+        self._start_anew(Log(run_directory, opening, self._settings, files, on_trouble, tended_by.wake))
         _writers.add(self)
         with self._slowly():
             self._log.open()
-        caretaker.register(self)
+        self._caretaker.register(self)
 
     def _start_anew(self, log: Log) -> None:
         """Nothing written, nothing counted: a new writer, or a parent's writer found in a forked child."""
@@ -171,11 +173,11 @@ class Writer:
         """Say in the log that something could not become a record; a DROPPED frame follows with the next tending."""
         with self._lock:
             self._log.drop(kind, reason, count)
-        caretaker.wake()
+        self._caretaker.wake()
 
     def sync_soon(self) -> None:
         """Have the caretaker make everything so far durable, without waiting for it."""
-        caretaker.wake()
+        self._caretaker.wake()
 
     def close(self, *last_words: Record) -> bool:
         """End the log: DROPPED if there is a gap, the last words, SEGMENT_END, fsync. Idempotent.
@@ -195,7 +197,7 @@ class Writer:
             if self._log.state in (State.OPEN, State.SUSPENDED):
                 self.appended += self._log.say(words)
             self._log.close()
-        caretaker.forget(self)
+        self._caretaker.forget(self)
         _writers.discard(self)
         return True
 
@@ -251,7 +253,7 @@ class Writer:
             kept = log.keep(kind, payload, error)
             self.appended += kept
         if forked:
-            caretaker.register(self)
+            self._caretaker.register(self)
         return kept
 
     def _act(self) -> None:

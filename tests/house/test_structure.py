@@ -42,7 +42,9 @@ def test_the_walk_finds_the_packages() -> None:
 
 
 def test_no_function_is_longer_than_a_screen() -> None:
-    long = [f"{name} ({lines})" for module in MODULES for name, lines in functions(module) if lines > MAX_FUNCTION_LINES]
+    long = [
+        f"{name} ({lines})" for module in MODULES for name, lines in functions(module) if lines > MAX_FUNCTION_LINES
+    ]
     assert not long
 
 
@@ -75,4 +77,6 @@ def test_nothing_is_left_undone_by_its_own_words() -> None:
 def test_the_changelog_describes_the_version_that_is_built() -> None:
     version = re.search(r'(?m)^version = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text())
     assert version
-    assert re.search(rf"(?m)^## \[{re.escape(version[1])}\] - \d{{4}}-\d\d-\d\d$", (REPOSITORY / "CHANGELOG.md").read_text())
+    assert re.search(
+        rf"(?m)^## \[{re.escape(version[1])}\] - \d{{4}}-\d\d-\d\d$", (REPOSITORY / "CHANGELOG.md").read_text()
+    )

@@ -15,8 +15,12 @@ SYSTEM_UNIT = SYSTEMD / "mlferry-agent.service"
 USER_UNIT = SYSTEMD / "user" / "mlferry-agent.service"
 
 needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
-needs_sysusers = pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is not installed")
-needs_tmpfiles = pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="systemd-tmpfiles is not installed")
+needs_sysusers = pytest.mark.skipif(
+    shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is not installed"
+)
+needs_tmpfiles = pytest.mark.skipif(
+    shutil.which("systemd-tmpfiles") is None, reason="systemd-tmpfiles is not installed"
+)
 
 
 def run(*command: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +47,9 @@ def with_present_command(unit: Path, directory: Path) -> Path:
 
 
 @needs_analyze
-@pytest.mark.parametrize(("unit", "manager"), [(SYSTEM_UNIT, "--system"), (USER_UNIT, "--user")], ids=["system", "user"])
+@pytest.mark.parametrize(
+    ("unit", "manager"), [(SYSTEM_UNIT, "--system"), (USER_UNIT, "--user")], ids=["system", "user"]
+)
 def test_systemd_accepts_the_unit_without_a_word(unit: Path, manager: str, tmp_path: Path) -> None:
     copy = with_present_command(unit, tmp_path)
     verdict = run("systemd-analyze", manager, "verify", "--man=no", copy, XDG_RUNTIME_DIR=str(tmp_path))

@@ -1,0 +1,111 @@
+"""The documents agree with the code: tables, commands, options, environment variables, exit codes, links."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer.main
+from tests.house import tables
+
+from mlferry_agent import status
+from mlferry_agent.cli import app
+
+REPOSITORY = tables.REPOSITORY
+DOCUMENTS = [
+    REPOSITORY / "README.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+    REPOSITORY / "systemd" / "README.md",
+]
+EXAMPLES = [path for path in sorted((REPOSITORY / "examples").iterdir()) if path.is_file()]
+UNITS = [*(REPOSITORY / "systemd").rglob("*.service")]
+SOURCES = [path for package in tables.PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
+
+_CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+_COMMAND = re.compile(r"(?m)(?:^|[`$#/] |[`/])mlferry +([a-z]+)\b([^`\n#]*)")
+_VARIABLE = re.compile(r"\bMLFERRY_[A-Z_]*[A-Z]\b")
+
+
+def code_of(document: Path) -> str:
+    return "\n".join(_CODE.findall(document.read_text(encoding="utf-8")))
+
+
+def commands() -> dict[str, set[str]]:
+    """Every verb of the command with its options."""
+    group = typer.main.get_command(app)
+    verbs = group.commands  # type: ignore[attr-defined]
+    return {name: {option for item in verb.params for option in item.opts} for name, verb in verbs.items()}
+
+
+def source_text() -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+
+
+def variables_of_the_code() -> set[str]:
+    """Those that stand in the sources, and the agent's settings, whose names are made from its fields."""
+    from dataclasses import fields
+
+    from mlferry_agent.config import Config
+
+    settings = {f"MLFERRY_{item.name.upper()}" for item in fields(Config) if item.name != "origins"}
+    return set(_VARIABLE.findall(source_text())) | settings
+
+
+@pytest.mark.parametrize(("name", "module", "make"), tables.TABLES, ids=[name for name, _, _ in tables.TABLES])
+def test_the_tables_are_those_of_the_sources(name: str, module: str, make: Callable[[str], str]) -> None:
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    assert tables.filled(text, module, make) == text, "run: make docs"
+
+
+@pytest.mark.parametrize("package", tables.PACKAGES)
+def test_every_error_and_every_limit_says_what_it_means(package: str) -> None:
+    assert not [row.name for row in tables.errors(package) + tables.limits(package) if len(row.meaning) < 10]
+
+
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, *EXAMPLES, *UNITS], ids=lambda path: str(path.relative_to(REPOSITORY))
+)
+def test_every_command_that_is_named_exists(document: Path) -> None:
+    text = code_of(document) if document.suffix == ".md" else document.read_text(encoding="utf-8")
+    known = commands()
+    for verb, rest in _COMMAND.findall(text):
+        assert verb in known, f"mlferry {verb}"
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known[verb], f"mlferry {verb}{rest}"
+
+
+def test_the_readme_names_every_command() -> None:
+    named = {verb for verb, _ in _COMMAND.findall(code_of(REPOSITORY / "README.md"))}
+    assert named == set(commands())
+
+
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, *EXAMPLES, *UNITS], ids=lambda path: str(path.relative_to(REPOSITORY))
+)
+def test_every_variable_that_is_named_is_read(document: Path) -> None:
+    assert set(_VARIABLE.findall(document.read_text(encoding="utf-8"))) <= variables_of_the_code()
+
+
+def test_the_readme_lists_every_variable() -> None:
+    listed = set(_VARIABLE.findall((REPOSITORY / "README.md").read_text(encoding="utf-8")))
+    assert listed == variables_of_the_code()
+
+
+def test_the_variables_of_mlflow_in_the_readme_are_read() -> None:
+    named = set(re.findall(r"\bMLFLOW_[A-Z_]+\b", (REPOSITORY / "README.md").read_text(encoding="utf-8")))
+    # Joined at run time in the sources, so looked for by their last part.
+    parts = source_text()
+    assert not [name for name in named if name not in parts]
+
+
+def test_the_exit_codes_in_the_readme_are_those_of_the_command() -> None:
+    listed = re.findall(r"(?m)^\| (\d) \|", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    codes = [status.ALL_ACKNOWLEDGED, status.FAILURE, status.USAGE, status.SET_ASIDE, status.PENDING]
+    assert [int(code) for code in listed] == codes
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_link_inside_the_repository_leads_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
+    assert not [target for target in targets if not (document.parent / target).exists()]
