@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "mlferry needs Python 3.10 or later; name one: make PYTHON=python3.12 test")'
 	@echo "setting up $(VENV) (minutes the first time: mlflow and torch are large)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 # Some crash tests count system calls. Where strace cannot be had they are skipped and say so.
@@ -55,7 +55,7 @@ docs: $(STAMP)  ## the tables that repeat the code: errors, limits
 	@$(BIN)/python -m tests.house.tables
 
 crash: $(STAMP) tools  ## processes that are killed at bad moments
-	@$(PYTEST) tests/crash
+	@$(PYTEST) $(wildcard tests/crash/test_*.py) tests/e2e/test_kills.py
 
 e2e: $(STAMP)  ## against real MLflow servers
 	@$(PYTEST) tests/e2e

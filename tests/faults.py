@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import socket
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -32,6 +33,7 @@ class Kind(enum.Enum):
     TRUNCATE = "a well-formed answer that holds half of the server's body"
     HANG = "never answer, the server never heard of it"
     COMMIT_THEN_HANG = "let the server do it, never answer"
+    COMMIT_LATE = "never answer, and let the server do it when `release` is called"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ CUT_MID_RESPONSE = Fault(Kind.CUT_MID_RESPONSE)
 TRUNCATE = Fault(Kind.TRUNCATE)
 HANG = Fault(Kind.HANG)
 COMMIT_THEN_HANG = Fault(Kind.COMMIT_THEN_HANG)
+COMMIT_LATE = Fault(Kind.COMMIT_LATE)
 
 
 def reply(status: int, body: bytes = b"", headers: Sequence[tuple[str, str]] = ()) -> Fault:
@@ -141,6 +144,7 @@ class FaultProxy:
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
+    _late: list[bytes] = field(default_factory=list)
     _rules: list[Rule] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ready: threading.Event = field(default_factory=threading.Event)
@@ -177,6 +181,17 @@ class FaultProxy:
         """Behave from now on."""
         with self._lock:
             self._rules.clear()
+
+    def release(self) -> list[bytes]:
+        """Send the requests that were to be late; the server's answers, which nobody waits for any more."""
+        with self._lock:
+            late, self._late = self._late, []
+        return [self._send_late(request) for request in late]
+
+    def _send_late(self, request: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.upstream_port), timeout=60) as upstream:
+            upstream.sendall(request)
+            return b"".join(iter(lambda: upstream.recv(PIECE), b""))
 
     def counts(self) -> Counter[Kind]:
         """How often what was done."""
@@ -223,6 +238,11 @@ class FaultProxy:
         if fault.kind is Kind.CUT_BEFORE:
             return _cut(writer)
         if fault.kind is Kind.HANG:
+            return await self._hang(target)
+        if fault.kind is Kind.COMMIT_LATE:
+            pieces = [piece async for piece in _body(reader, head)]
+            with self._lock:
+                self._late.append(head.with_header("Connection", "close").encode() + b"".join(pieces))
             return await self._hang(target)
         if fault.kind is Kind.REPLY:
             async for _piece in _body(reader, head):

@@ -160,12 +160,16 @@ def on_server(server: MlflowServer, run: SpooledRun | str) -> str:
     return found
 
 
-def differences(server: MlflowServer, logged: Logged) -> list[str]:
-    """Everything in which the server's run is not what was logged; an empty list is the proof."""
+def differences(server: MlflowServer, logged: Logged, *, removed: int = 0) -> list[str]:
+    """Everything in which the server's run is not what was logged; an empty list is the proof.
+
+    ``removed``: how many deleted runs there must be besides, which a create that was carried out too late has left.
+    """
     found = server_runs(server, logged.run_id)
-    if len(found) != 1:
+    standing = [server_id for server_id, stage in found if stage == "active"] if removed else [row[0] for row in found]
+    if len(standing) != 1 or len(found) != 1 + removed:
         return [f"{len(found)} runs: {found}"]
-    [(server_id, _stage)] = found
+    [server_id] = standing
     stored = server.stored(server_id)
     tags = {key: value for key, value in stored.tags.items() if not key.startswith(_OURS) or key in logged.tags}
     told = list(_points_apart(Counter(stored.metrics), logged.points))
@@ -235,6 +239,7 @@ class Ferry:
 
     def start(self, *words: str, log: Path | None = None) -> subprocess.Popen[bytes]:
         """Start the command in a process group of its own; its words go to ``log``."""
+        self.state.mkdir(exist_ok=True)
         with (log or Path(os.devnull)).open("ab") as sink:
             return subprocess.Popen(
                 self.command(*words), env=self.env(), stdout=sink, stderr=sink, start_new_session=True
@@ -249,6 +254,14 @@ class Ferry:
         finally:
             process.kill()
             process.wait()
+
+
+def wait_for_arrival(server: MlflowServer, logged: Logged, deadline_s: float = 60.0) -> None:
+    """Return as soon as the server's run is what was logged; fail, and say in what it differs, when it never is."""
+    end = time.monotonic() + deadline_s
+    while found := differences(server, logged):
+        assert time.monotonic() < end, f"after {deadline_s:g} s still apart: {found}"
+        time.sleep(0.2)
 
 
 def wait_until(holds: Callable[[], Any], what: str, deadline_s: float = 60.0) -> Any:
@@ -269,11 +282,12 @@ from pathlib import Path
 from mlferry_spool import records
 from mlferry_spool.writer import Writer
 directory, run_id, experiment, role, first = sys.argv[1:]
-opening = records.Open(writer_id=f"live-{role}-{first}", run_id=run_id, experiment_name=experiment, role=role, start_time=1_700_000_000_000)
+name, time_ms = f"live-{role}-{first}", 1_700_000_000_000
+opening = records.Open(writer_id=name, run_id=run_id, experiment_name=experiment, role=role, start_time=time_ms)
 writer = Writer(Path(directory), opening)
 step = int(first)
 while True:
-    assert writer.append(4, (1_700_000_000_000 + step, step, {"loss": float(step)}))
+    assert writer.append(4, (time_ms + step, step, {"loss": float(step)}))
     print(step, flush=True)
     step += 1
     time.sleep(0.004)

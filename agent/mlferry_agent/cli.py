@@ -22,7 +22,7 @@ from mlferry_agent.errors import AgentError, GaveUp
 from mlferry_agent.ledger import Ledger, ledger_path
 from mlferry_agent.service import serve
 from mlferry_agent.sessions import destination_of
-from mlferry_agent.syncing import statuses, sync, verify
+from mlferry_agent.syncing import known_url, statuses, sync, verify
 from mlferry_agent.views import complain, progress, show_statuses, show_verifications
 from mlferry_spool.dump import dump_segment
 from mlferry_spool.errors import SpoolError
@@ -115,7 +115,7 @@ def status(runs: Runs = None, to: To = None, dir: Dir = None, state_dir: State =
     """Show what is acknowledged, pending and quarantined."""
     config = _config(to=to, dir=dir, state_dir=state_dir)
     found = statuses(config, os.environ, runs or [])
-    _show(found, None if config.to is None else destination_of(config, os.environ).url, as_json, quiet=False)
+    _show(found, known_url(config, os.environ), as_json, quiet=False)
     raise typer.Exit(standing.exit_code(found))
 
 

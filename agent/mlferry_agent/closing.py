@@ -56,7 +56,9 @@ def is_alive(
     if opening.boot_id and opening.boot_id == here.boot_id and opening.locked and lock is not Lock.UNKNOWN:
         return lock is Lock.HELD
     same_machine = opening.machine_id == here.machine_id and opening.host == here.host and bool(opening.machine_id)
-    if local_disk and same_machine and opening.boot_id != here.boot_id:
+    # An id that could not be read, here or there, is no other boot.
+    rebooted = bool(opening.boot_id and here.boot_id) and opening.boot_id != here.boot_id
+    if local_disk and same_machine and rebooted:
         return False
     return now - last_sign <= stale_after_s * 1000
 

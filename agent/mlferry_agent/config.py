@@ -85,10 +85,17 @@ def _checked(name: str, value: Any, source: str) -> Any:
     except (TypeError, ValueError):
         raise BadConfiguration(f"{source}: {name} = {value!r}") from None
     if isinstance(made, Path):
-        return made.expanduser()
-    if not isinstance(made, str) and made <= 0:
+        return _home_resolved(made, source)
+    if not isinstance(made, str) and not made > 0:  # NaN is not above 0 either
         raise BadConfiguration(f"{source}: {name} must be above 0")
     return made
+
+
+def _home_resolved(path: Path, source: str) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise BadConfiguration(f"{source}: {path}: {error}") from None
 
 
 def _default_state_dir(environ: Mapping[str, str]) -> Path:

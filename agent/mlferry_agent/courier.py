@@ -12,19 +12,29 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from mlferry_agent.answers import Answer, Judgement, Verdict, classify
 from mlferry_agent.errors import GaveUp, Misconfigured, Unreachable
-from mlferry_agent.requests import Request
+from mlferry_agent.requests import API, ARTIFACTS, Request
 from mlferry_agent.retry import Attempts, Backoff
 
 __all__ = ["Courier", "Health", "Reply", "Sender"]
 
 #: Seconds between two tries of a destination that is configured wrongly: somebody may be mending it.
 _CONFIG_RETRY_S = 60.0
+
+#: What every MLflow server has. If one of these is unknown, something else answers: an ingress without its backend, a
+#: wrong path in the address. No record is to blame for that.
+_CORE = frozenset(
+    API + name
+    for name in (
+        *("runs/create", "runs/get", "runs/search", "runs/update", "runs/log-batch", "runs/delete-tag", "runs/delete"),
+        *("experiments/create", "experiments/get-by-name"),
+    )
+)
 
 
 class Sender(Protocol):
@@ -53,11 +63,12 @@ class Reply:
 
 @dataclass(slots=True)
 class Health:
-    """How the destination does. ``trouble``: the last failure in words, None while all is well."""
+    """How the destination does. ``trouble``: the last failure in words, None while all is well. ``failing_since``: when
+    the first of the attempts began that failed since the last good answer."""
 
     trouble: str | None = None
     misconfigured: bool = False
-    well_at: float = 0.0
+    failing_since: float | None = None
     requests: int = 0
     failures: int = 0
 
@@ -90,7 +101,7 @@ class Courier:
         self._clock = clock
         self._sleep = sleep
         self._probe = asyncio.Lock()
-        self.health = Health(well_at=clock())
+        self.health = Health()
 
     async def ask(self, request: Request) -> Reply:
         """Send until settled; the verdict is never RETRY, and SUSPECT only after the attempts it is allowed.
@@ -102,7 +113,10 @@ class Courier:
 
     async def upload(self, request: Request, file: Path, size: int) -> Reply:
         """Send a file until settled. Raises as ``ask``, and ``UnreadableFile``."""
-        return await self._settle(request, lambda: self._sender.upload(request, file, size), self._attempts())
+        # A transfer may take hours before it breaks off: they are not hours without a good answer.
+        return await self._settle(
+            request, lambda: self._sender.upload(request, file, size), self._attempts(), transfer=True
+        )
 
     async def ask_once(self, request: Request, attempts: Attempts) -> Reply:
         """One attempt at a request that must not be repeated blindly. Verdict RETRY: whether the server acted on it is
@@ -122,10 +136,12 @@ class Courier:
     def _attempts(self) -> Attempts:
         return Attempts(self._backoff, self._rng, self._clock)
 
-    async def _settle(self, request: Request, send: Callable[[], Awaitable[Answer]], attempts: Attempts) -> Reply:
+    async def _settle(
+        self, request: Request, send: Callable[[], Awaitable[Answer]], attempts: Attempts, *, transfer: bool = False
+    ) -> Reply:
         while True:
             async with self._turn():
-                reply = await self._attempt(request, send)
+                reply = await self._attempt(request, send, transfer=transfer)
                 delay = self._delay(reply.judgement, attempts)
                 if delay is None:
                     return reply
@@ -140,9 +156,11 @@ class Courier:
         async with self._probe:
             yield
 
-    async def _attempt(self, request: Request, send: Callable[[], Awaitable[Answer]]) -> Reply:
+    async def _attempt(
+        self, request: Request, send: Callable[[], Awaitable[Answer]], *, transfer: bool = False
+    ) -> Reply:
         self.health.requests += 1
-        answer = Answer(0)
+        answer, began = Answer(0), self._clock()
         try:
             answer = await send()
         except Unreachable as error:
@@ -150,18 +168,19 @@ class Courier:
         except Misconfigured as error:
             judgement = Judgement(Verdict.CONFIG, error.reason)
         else:
-            judgement = classify(request, answer, now_s=time.time())
-        self._note(judgement)
+            judgement = _in_context(request, classify(request, answer, now_s=time.time()))
+        self._note(judgement, self._clock() if transfer else began)
         return Reply(judgement, answer)
 
-    def _note(self, judgement: Judgement) -> None:
+    def _note(self, judgement: Judgement, began: float) -> None:
         health = self.health
         health.misconfigured = judgement.verdict is Verdict.CONFIG
-        if judgement.verdict in (Verdict.RETRY, Verdict.CONFIG):
-            health.trouble = judgement.reason
+        if judgement.verdict in (Verdict.RETRY, Verdict.CONFIG, Verdict.SUSPECT):
+            health.failing_since = began if health.failing_since is None else health.failing_since
+            health.trouble = health.trouble if judgement.verdict is Verdict.SUSPECT else judgement.reason
             health.failures += 1
-        elif judgement.verdict is not Verdict.SUSPECT:
-            health.trouble, health.well_at = None, self._clock()
+        else:
+            health.trouble = health.failing_since = None
 
     def _delay(self, judgement: Judgement, attempts: Attempts) -> float | None:
         """Seconds until the next attempt, or None when the request is settled."""
@@ -175,5 +194,15 @@ class Courier:
         return attempts.again(judgement)
 
     def _give_up_if_due(self, judgement: Judgement) -> None:
-        if self._give_up_after_s is not None and self._clock() - self.health.well_at >= self._give_up_after_s:
+        since = self.health.failing_since
+        if self._give_up_after_s is not None and since is not None and self._clock() - since >= self._give_up_after_s:
             raise GaveUp(judgement.reason)
+
+
+def _in_context(request: Request, judgement: Judgement) -> Judgement:
+    """What is missing on every server is a wrong address; a server that takes no artifacts takes all else."""
+    if judgement.verdict is Verdict.UNSUPPORTED and request.path in _CORE:
+        return replace(judgement, verdict=Verdict.CONFIG)
+    if judgement.verdict is Verdict.CONFIG and judgement.status == 503 and request.path.startswith(ARTIFACTS):
+        return replace(judgement, verdict=Verdict.UNSUPPORTED)
+    return judgement

@@ -206,7 +206,8 @@ def _plot(directory: Path, console: Console) -> None:
 def _show_url(config: Config, found: list[RunStatus], console: Console, *, keep: bool) -> None:
     experiment = _experiment_id(config)
     for status in found:
-        console.print(f"\nThe run: {config.to}/#/experiments/{experiment}/runs/{status.server_run_id}", highlight=False, soft_wrap=True)
+        url = f"{config.to}/#/experiments/{experiment}/runs/{status.server_run_id}"
+        console.print(f"\nThe run: {url}", highlight=False, soft_wrap=True)
     if keep:
         console.input("The server runs until you press Enter. ")
     else:

@@ -76,10 +76,17 @@ class LedgerBusy(AgentError):
 
 
 class LedgerUnusable(AgentError):
-    """The ledger cannot be opened.
+    """The ledger, in which the agent notes what was acknowledged, cannot be opened, read or written.
 
-    The spool was not touched and nothing was sent. Make the state directory writable for this user, or name another one with
+    The spool was not touched. Make room for the state directory, or make it writable for this user, or name another one with
     MLFERRY_STATE_DIR; a ledger that is lost costs re-sending, never loss or duplicates.
+    """
+
+
+class RunDelayed(AgentError):
+    """The server is unwell and could not take one run for now; every other run goes on.
+
+    Everything of it is kept in the spool, and it is tried again by itself.
     """
 
 

@@ -6,6 +6,7 @@ little polling and patience, never correctness.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 __all__ = ["file_system", "is_local"]
@@ -38,7 +39,7 @@ def _mount(line: str) -> tuple[Path, str] | None:
     fields = before.split()
     if not separator or len(fields) < 5 or not after:
         return None
-    return Path(fields[4].encode().decode("unicode_escape")), after.split()[0]
+    return Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[4])), after.split()[0]
 
 
 def _holds(point: Path, path: Path) -> bool:

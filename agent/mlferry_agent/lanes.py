@@ -19,6 +19,10 @@ from mlferry_spool.records import Kind
 
 __all__ = ["CONTROL", "LANE_OF", "Action", "Item", "Lane", "LaneQueue", "Piece"]
 
+#: What one lane may hold in memory. Records: a few requests' worth of single metrics. Pieces and bytes: one record of a
+#: series has 32,768 points, one of a dataset 16 MB, and it is those that cost the memory.
+_MOST_RECORDS, _MOST_PIECES, _MOST_BYTES = 3_000, 20_000, 32 << 20
+
 
 class Lane(enum.Enum):
     """The lanes in the order in which a run's small requests are sent."""
@@ -96,12 +100,16 @@ class LaneQueue:
     lane: Lane
     ready: deque[Piece] = field(default_factory=deque)
     _items: dict[str, deque[Item]] = field(default_factory=dict)
+    _records: int = field(default=0, init=False)
+    _bytes: int = field(default=0, init=False)
 
     def add(self, item: Item, pieces: list[Piece]) -> None:
         """Queue a record's pieces (at least one), in order of the writer's log."""
         item.left = len(pieces)
         self._items.setdefault(item.writer_id, deque()).append(item)
         self.ready.extend(pieces)
+        self._records += 1
+        self._bytes += sum(piece.size for piece in pieces)
 
     def settle(self, piece: Piece, *, delivered: bool) -> int:
         """A piece was delivered or set aside. Returns how many records of its writer are acknowledged by that.
@@ -111,9 +119,11 @@ class LaneQueue:
         """
         piece.item.left -= 1
         piece.item.delivered += delivered
+        self._bytes -= piece.size
         items, acknowledged = self._items[piece.item.writer_id], 0
         while items and not items[0].left:
             acknowledged += items.popleft().delivered > 0
+            self._records -= 1
         return acknowledged
 
     def acknowledged(self, writer_id: str, read: int) -> int:
@@ -124,4 +134,11 @@ class LaneQueue:
     @property
     def outstanding(self) -> int:
         """Records queued or in flight."""
-        return sum(map(len, self._items.values()))
+        return self._records
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more should be read for now. The bytes of artifacts stay on disk and do not count."""
+        if self._records >= _MOST_RECORDS or len(self.ready) >= _MOST_PIECES:
+            return True
+        return self._bytes >= _MOST_BYTES and self.lane is not Lane.ARTIFACTS

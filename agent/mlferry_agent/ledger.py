@@ -18,7 +18,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -133,14 +133,15 @@ class Ledger:
             LedgerUnusable: the directory or the file cannot be written or is no ledger.
         """
         lock_fd = _hold(path)
-        try:
-            database = sqlite3.connect(path, isolation_level=None)
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=NORMAL")
-            _create(database, url)
-        except sqlite3.Error as error:
-            os.close(lock_fd)
-            raise LedgerUnusable(f"{path}: {error}") from error
+        with contextlib.ExitStack() as unless_open:
+            unless_open.callback(os.close, lock_fd)
+            database = _connect(str(path))
+            unless_open.callback(database.close)
+            with _told(f"{path}: "):
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute("PRAGMA synchronous=NORMAL")
+                _create(database, url)
+            unless_open.pop_all()
         return cls(database, lock_fd)
 
     @classmethod
@@ -152,11 +153,14 @@ class Ledger:
         """
         if not path.exists():
             return None
-        try:
-            database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=30)
-            _check_version(database)
-        except sqlite3.Error as error:
-            raise LedgerUnusable(f"{path}: {error}") from error
+        with contextlib.ExitStack() as unless_open:
+            database = _connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+            unless_open.callback(database.close)
+            with _told(f"{path}: "):
+                if not database.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    return None  # whoever makes it has not come to its tables yet
+                _check_version(database)
+            unless_open.pop_all()
         return cls(database)
 
     def close(self) -> None:
@@ -167,19 +171,30 @@ class Ledger:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of it or nothing."""
-        self._database.execute("BEGIN IMMEDIATE")
+        """All of it or nothing.
+
+        Raises:
+            LedgerUnusable: the disk is full or unwell, and nothing was stored. The next transaction may succeed.
+        """
+        self._execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # SQLite may have rolled back by itself
+                with contextlib.suppress(sqlite3.Error):
+                    self._database.execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
+
+    def _execute(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Every row of the answer. Raises ``LedgerUnusable``."""
+        with _told():
+            return self._database.execute(statement, values).fetchall()
 
     @property
     def url(self) -> str:
         """The destination that this ledger is about."""
-        return str(self._database.execute("SELECT value FROM meta WHERE key = 'url'").fetchone()[0])
+        return str(self._execute("SELECT value FROM meta WHERE key = 'url'")[0][0])
 
     # -- runs -----------------------------------------------------------------------------------------------------------
 
@@ -190,15 +205,13 @@ class Ledger:
         return list(self._runs(""))
 
     def _runs(self, where: str, *values: object) -> Iterator[RunRow]:
-        for row in self._database.execute(
-            f"SELECT {', '.join(_RUN_COLUMNS)} FROM runs {where} ORDER BY directory", values
-        ):
+        for row in self._execute(f"SELECT {', '.join(_RUN_COLUMNS)} FROM runs {where} ORDER BY directory", values):
             stored = dict(zip(_RUN_COLUMNS, row, strict=True))
             yield RunRow(**{**stored, "in_doubt": bool(stored["in_doubt"]), "reported": json.loads(stored["reported"])})
 
     def put_run(self, row: RunRow) -> None:
         stored = {**asdict(row), "in_doubt": int(row.in_doubt), "reported": json.dumps(dict(row.reported))}
-        self._database.execute(
+        self._execute(
             f"INSERT OR REPLACE INTO runs ({', '.join(_RUN_COLUMNS)}) VALUES ({', '.join('?' * len(_RUN_COLUMNS))})",
             [stored[name] for name in _RUN_COLUMNS],
         )
@@ -209,23 +222,23 @@ class Ledger:
         return None if row is None else row.server_run_id
 
     def experiment_id(self, workspace: str | None, name: str) -> str | None:
-        row = self._database.execute(
+        rows = self._execute(
             "SELECT experiment_id FROM experiments WHERE workspace = ? AND name = ?", (workspace or "", name)
-        ).fetchone()
-        return None if row is None else str(row[0])
+        )
+        return str(rows[0][0]) if rows else None
 
     def put_experiment(self, workspace: str | None, name: str, experiment_id: str) -> None:
-        self._database.execute(
+        self._execute(
             "INSERT OR REPLACE INTO experiments VALUES (?,?,?)", (workspace or "", name, experiment_id)
         )
 
     def forget_experiment(self, workspace: str | None, name: str) -> None:
-        self._database.execute("DELETE FROM experiments WHERE workspace = ? AND name = ?", (workspace or "", name))
+        self._execute("DELETE FROM experiments WHERE workspace = ? AND name = ?", (workspace or "", name))
 
     # -- writers --------------------------------------------------------------------------------------------------------
 
     def writers(self, run_id: str) -> dict[str, WriterRow]:
-        rows = self._database.execute(
+        rows = self._execute(
             "SELECT writer_id, segment, byte, sequence, lanes, opening, ending, finished, last_sign, acknowledged, lost,"
             " dropped, trouble FROM writers WHERE run_id = ?",
             (run_id,),
@@ -233,7 +246,7 @@ class Ledger:
         return {row[0]: _writer_row(run_id, row) for row in rows}
 
     def put_writer(self, row: WriterRow) -> None:
-        self._database.execute(
+        self._execute(
             "INSERT OR REPLACE INTO writers VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 row.run_id, row.writer_id, row.cursor.segment, row.cursor.byte, row.cursor.sequence,
@@ -254,29 +267,30 @@ class Ledger:
             entry.reason,
             entry.at or _now_ms(),
         )
-        self._database.execute("INSERT OR IGNORE INTO quarantine VALUES (?,?,?,?,?,?,?)", values)
+        self._execute("INSERT OR IGNORE INTO quarantine VALUES (?,?,?,?,?,?,?)", values)
 
     def quarantined(self, run_id: str | None = None) -> list[Quarantined]:
         where, values = ("", ()) if run_id is None else (" WHERE run_id = ?", (run_id,))
-        rows = self._database.execute(f"SELECT * FROM quarantine{where} ORDER BY run_id, writer_id, offset", values)
+        rows = self._execute(f"SELECT * FROM quarantine{where} ORDER BY run_id, writer_id, offset", values)
         return [Quarantined(*row) for row in rows]
 
     def retry(self, run_id: str) -> int:
         """Read a run anew from its start: what is quarantined or parked is tried again. Returns how many were set free.
 
-        What the server has already is sent once more and recognised there.
+        What the server has already is sent once more and recognised there; the end is told again after it.
         """
         row = self.run(run_id)
         with self.transaction():
-            freed = self._database.execute("DELETE FROM quarantine WHERE run_id = ?", (run_id,)).rowcount
-            self._database.execute(
+            freed = len(self.quarantined(run_id))
+            self._execute("DELETE FROM quarantine WHERE run_id = ?", (run_id,))
+            self._execute(
                 "UPDATE writers SET segment = 0, byte = 0, sequence = 0, lanes = '{}', acknowledged = 0, lost = 0,"
                 " dropped = 0, finished = 0, trouble = NULL WHERE run_id = ?",
                 (run_id,),
             )
             if row is not None:
                 freed += row.parked is not None
-                self.put_run(replace(row, parked=None))
+                self.put_run(replace(row, parked=None, status=None, end_time=None))
         return freed
 
 
@@ -331,6 +345,20 @@ def _hold(path: Path) -> int:
         os.close(fd)
         raise LedgerUnusable(f"{path.parent}: {error.strerror}") from error
     return fd
+
+
+def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
+    with _told(f"{name}: "):
+        return sqlite3.connect(name, uri=uri, isolation_level=None, timeout=30)
+
+
+@contextlib.contextmanager
+def _told(where: str = "") -> Iterator[None]:
+    """The one place where SQLite's exceptions become ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise LedgerUnusable(f"{where}{error}") from error
 
 
 def _create(database: sqlite3.Connection, url: str) -> None:

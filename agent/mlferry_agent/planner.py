@@ -76,13 +76,18 @@ def next_batch(queue: LaneQueue) -> Batch | None:
 
 
 def next_transfer(queue: LaneQueue, busy: set[str]) -> Batch | None:
-    """Take the smallest ready artifact whose path is not ``busy``; one path's versions keep their order."""
-    seen = set(busy)
+    """Take the smallest ready artifact whose path is not ``busy``.
+
+    What is said of one path keeps its order, and so does what is said of a folder (its deletion) and of what lies in it.
+    """
+    before = _Paths()
+    for name in busy:
+        before.add(name)
     candidates: list[Piece] = []
     for piece in queue.ready:
-        if piece.name not in seen:
+        if not before.touch(piece.name):
             candidates.append(piece)
-        seen.add(piece.name)
+        before.add(piece.name)
     if not candidates:
         return None
     chosen = min(candidates, key=lambda piece: piece.size)
@@ -128,7 +133,9 @@ def _update(run_id: str, update: RunUpdate, workspace: str | None) -> Request:
         return requests.delete_run(run_id, workspace)
     if update.lifecycle == "active":
         return requests.restore_run(run_id, workspace)
-    return requests.update_run(run_id, status=update.status, run_name=update.run_name, workspace=workspace)
+    # How a run ended is said when everything of it has arrived, whoever said it and when: see ``closing``.
+    status = update.status if update.status in ("RUNNING", "SCHEDULED") else None
+    return requests.update_run(run_id, status=status, run_name=update.run_name, workspace=workspace)
 
 
 def _renamed(tag: Entity, server_id: ServerId) -> Entity:
@@ -152,6 +159,28 @@ def _goes_with(first: Piece, piece: Piece) -> bool:
 def _conflicts(piece: Piece, taken: list[Piece]) -> bool:
     """The server refuses a batch that names one param twice; apart, the second is accepted if it says the same."""
     return piece.action is Action.PARAM and any(piece.name == other.name for other in taken)
+
+
+class _Paths:
+    """Paths that come first."""
+
+    def __init__(self) -> None:
+        self._paths: set[str] = set()
+        self._folders: set[str] = set()
+
+    def add(self, path: str) -> None:
+        if path not in self._paths:
+            self._paths.add(path)
+            self._folders.update(_folders(path))
+
+    def touch(self, path: str) -> bool:
+        """Whether one of them is this path, lies in it or holds it."""
+        return path in self._paths or path in self._folders or not self._paths.isdisjoint(_folders(path))
+
+
+def _folders(path: str) -> list[str]:
+    parts = path.strip("/").split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _remove(ready: deque[Piece], chosen: Piece) -> None:

@@ -21,7 +21,7 @@ from mlferry_agent.status import RunStatus, run_status, select
 from mlferry_agent.transport import Transport
 from mlferry_agent.verification import Verification
 
-__all__ = ["statuses", "sync", "verify"]
+__all__ = ["known_url", "statuses", "sync", "verify"]
 
 _WATCH_S = 0.5
 
@@ -71,7 +71,7 @@ async def verify(config: Config, environ: Mapping[str, str], wanted: Iterable[st
 
 
 def statuses(config: Config, environ: Mapping[str, str], wanted: Iterable[str] = ()) -> list[RunStatus]:
-    """How the wanted runs stand towards the destination; without one, towards none.
+    """How the wanted runs stand towards the destination, or towards the only one that was ever delivered to.
 
     Raises:
         NoSuchRun, LedgerUnusable, WrongDestination, Misconfigured.
@@ -101,7 +101,21 @@ async def _watch(config: Config, environ: Mapping[str, str], runs: list[RunLog],
             raise GaveUp("an agent holds the ledger and delivers nothing; look at its log")
 
 
-def _ledger(config: Config, environ: Mapping[str, str]) -> Ledger | None:
-    if config.to is None:
+def known_url(config: Config, environ: Mapping[str, str]) -> str | None:
+    """Where this spool goes: as configured, else the only destination that the state directory knows."""
+    if config.to is not None:
+        return destination_of(config, environ).url
+    ledger = _ledger(config, environ)
+    if ledger is None:
         return None
-    return Ledger.read(ledger_path(config.state_dir, destination_of(config, environ).url))
+    try:
+        return ledger.url
+    finally:
+        ledger.close()
+
+
+def _ledger(config: Config, environ: Mapping[str, str]) -> Ledger | None:
+    if config.to is not None:
+        return Ledger.read(ledger_path(config.state_dir, destination_of(config, environ).url))
+    known = sorted(config.state_dir.glob("*.sqlite"))
+    return Ledger.read(known[0]) if len(known) == 1 else None

@@ -77,10 +77,9 @@ def _wishes(record: Record) -> Iterator[Wish]:
     elif isinstance(record, Params):
         yield from ((Action.PARAM, key, _text(encoding.param, key, value)) for key, value in record.values.items())
     elif isinstance(record, Tags):
-        for key, value in record.values.items():
-            yield Action.TAG, key, _text(encoding.tag, key, value)
+        yield from ((Action.TAG, key, _text(_tag, key, value)) for key, value in record.values.items())
     elif isinstance(record, TagsDeleted):
-        yield from ((Action.DELETE_TAG, key, _constant(key)) for key in record.keys)
+        yield from ((Action.DELETE_TAG, key, _tag_name(key)) for key in record.keys)
     elif isinstance(record, RunUpdate):
         yield Action.UPDATE, "run", _constant(record)
     elif isinstance(record, Inputs):
@@ -116,6 +115,21 @@ def _text(encode: Callable[[str, str], Any], key: str, value: str) -> Callable[[
     def make() -> tuple[Any, int]:
         entity = encode(key, value)
         return entity, len(encoding.dumps(entity))
+
+    return make
+
+
+def _tag(key: str, value: str) -> encoding.Entity:
+    """Raises ``Unencodable`` also for our own tag: by it a run is found again, so tags copied from another run may not
+    bring it along."""
+    if key == RUN_ID_TAG:
+        raise Unencodable("mlferry itself sets this tag")
+    return encoding.tag(key, value)
+
+
+def _tag_name(key: str) -> Callable[[], tuple[Any, int]]:
+    def make() -> tuple[Any, int]:
+        return _tag(key, "")["key"], len(key)
 
     return make
 

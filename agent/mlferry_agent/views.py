@@ -35,7 +35,7 @@ def show_statuses(console: Console, statuses: list[RunStatus], url: str | None) 
     """A table of runs, then what needs a person, then one line that says it all."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("RUN", no_wrap=True, min_width=_SHORT_ID)
-    table.add_column("NAME", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("NAME", overflow="ellipsis", min_width=len("NAME"))
     table.add_column("STATE", no_wrap=True, min_width=len("FINISHED"))
     for column in ("ACKED", "PENDING", "QUARANTINED", "LAG"):
         table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
@@ -115,7 +115,7 @@ def _state(status: RunStatus) -> str:
         return "[red]parked[/]"
     if status.live:
         return "[green]live[/]"
-    return escape(status.status or "spooled")
+    return escape(printable(status.status or "spooled"))
 
 
 def _show_concerns(console: Console, status: RunStatus) -> None:

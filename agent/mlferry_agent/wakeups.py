@@ -26,19 +26,20 @@ class Wakeups(FileSystemEventHandler):
         self._loop = loop
         self._observer = Observer()
         self._event = asyncio.Event()
-        self.watching = False
+        self.watching = self._refused = False
 
     def start(self) -> None:
         """Watch, if events arrive here; a spool that is not there yet is found by polling."""
         runs = self._root / "runs"
-        if self.watching or not runs.is_dir() or not is_local(runs):
+        if self.watching or self._refused or not runs.is_dir() or not is_local(runs):
             return
         kinds: list[type[FileSystemEvent]] = [DirCreatedEvent, FileCreatedEvent, FileMovedEvent]
-        # Out of inotify watches or descriptors: polling does without.
+        # Out of inotify watches or descriptors: polling does without. Asking again would walk the whole spool each time.
+        self._refused = True
         with contextlib.suppress(OSError):
             self._observer.schedule(self, str(runs), recursive=True, event_filter=kinds)
             self._observer.start()
-            self.watching = True
+            self.watching, self._refused = True, False
 
     def stop(self) -> None:
         if self.watching:

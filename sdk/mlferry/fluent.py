@@ -29,12 +29,30 @@ _PARENT_TAG, _NAME_TAG, _NOTE_TAG = "mlflow.parentRunId", "mlflow.runName", "mlf
 
 
 class _Active(threading.local):
-    """What is active in one thread: ``run`` is the top of ``stack``, kept apart for the hot path."""
+    """What is active in one thread: a stack of runs, and the hot methods of the topmost, bound once."""
 
     def __init__(self) -> None:
         self.stack: list[Run] = []
-        self.run: Run | None = None
         self.last: Run | None = None
+        self.follow()
+
+    @property
+    def run(self) -> Run | None:
+        return self.stack[-1] if self.stack else None
+
+    def follow(self) -> None:
+        """The stack has changed."""
+        run = self.run
+        self.log_metric = _start_and_log_metric if run is None else run.log_metric
+        self.log_metrics = _start_and_log_metrics if run is None else run.log_metrics
+
+
+def _start_and_log_metric(key: str, value: Any, step: int | None = None, timestamp: int | None = None) -> None:
+    _current().log_metric(key, value, step, timestamp)
+
+
+def _start_and_log_metrics(metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None) -> None:
+    _current().log_metrics(metrics, step, timestamp)
 
 
 _active = _Active()
@@ -112,9 +130,9 @@ def start_run(
         description=description,
         log_system_metrics=log_system_metrics,
     )
-    _active.stack.append(run)
-    _active.run = run
     stack = _active.stack
+    stack.append(run)
+    _active.follow()
     run.on_end.append(lambda ended: _leave(stack, ended))
     return run
 
@@ -207,8 +225,8 @@ def _leave(stack: list[Run], ended: Run) -> None:
     if ended in stack:
         stack.remove(ended)
     if stack is _active.stack:
-        _active.run = stack[-1] if stack else None
         _active.last = ended
+        _active.follow()
 
 
 def _report(run: Run) -> None:
@@ -258,14 +276,11 @@ def _tidy() -> None:
     """Runs that ended in another thread are not active in this one any more."""
     while _active.stack and _active.stack[-1].ended:
         _active.last = _active.stack.pop()
-    _active.run = _active.stack[-1] if _active.stack else None
+    _active.follow()
 
 
 def _current() -> Run:
-    run = _active.run
-    if run is None or run.ended:
-        run = active_run() or start_run()
-    return run
+    return active_run() or start_run()
 
 
 # -- logging --------------------------------------------------------------------------------------------------------------
@@ -281,14 +296,14 @@ def log_metric(
         timestamp: Unix milliseconds, now if not given.
         synchronous: accepted as MLflow does and ignored: no call waits.
     """
-    (_active.run or _current()).log_metric(key, value, step, timestamp)
+    _active.log_metric(key, value, step, timestamp)
 
 
 def log_metrics(
     metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None, synchronous: bool | None = None
 ) -> None:
     """Log points of several metrics at one step and time; a bad one stops only itself. Arguments as in ``log_metric``."""
-    (_active.run or _current()).log_metrics(metrics, step, timestamp)
+    _active.log_metrics(metrics, step, timestamp)
 
 
 def log_series(key: str, values: Any, steps: Any = None, timestamps: Any = None) -> None:

@@ -11,9 +11,10 @@ lock that loggers need, and a signal handler that closes a writer inside ``appen
 from __future__ import annotations
 
 import errno
+import os
 import threading
 
-from mlferry_spool.files import Files, sync_directory
+from mlferry_spool.files import Files
 from mlferry_spool.segments import Segment
 from mlferry_spool.settings import Fsync
 
@@ -69,6 +70,8 @@ class Durability:
         if self._policy is Fsync.NEVER or any(segment is failed for failed, _ in self.failed):
             return
         try:
+            if not segment.is_open:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             self._files.sync(segment.fd)
             self._failures = 0
         except OSError as error:
@@ -85,8 +88,8 @@ class Durability:
     def _sync_names(self, segment: Segment) -> None:
         """A file whose name is lost is lost: once a segment its directory, once a writer those above (run, runs, root)."""
         if segment.synced[1] == 0:
-            sync_directory(segment.path.parent)
+            self._files.sync_directory(segment.path.parent)
         if not self._named:
             for above in segment.path.parent.parents[:4]:
-                sync_directory(above)
+                self._files.sync_directory(above)
         self._named = True

@@ -14,7 +14,7 @@ __all__ = ["Files", "OsFiles", "make_directory", "sync_directory"]
 
 
 class Files(Protocol):
-    """Each verb raises OSError as its system call does; ``write`` may write less than it was given."""
+    """Each verb raises OSError as its system call does, but ``sync_directory``; ``write`` may write less than it was given."""
 
     def create(self, path: Path) -> int: ...
 
@@ -23,6 +23,8 @@ class Files(Protocol):
     def truncate(self, fd: int, length: int) -> None: ...
 
     def sync(self, fd: int) -> None: ...
+
+    def sync_directory(self, path: Path) -> None: ...
 
     def close(self, fd: int) -> None: ...
 
@@ -47,6 +49,10 @@ class OsFiles:
     @staticmethod
     def make_directory(path: Path) -> None:
         make_directory(path)
+
+    @staticmethod
+    def sync_directory(path: Path) -> None:
+        sync_directory(path)
 
     def reserve(self, path: Path, size: int) -> None:
         fd = self.create(path)

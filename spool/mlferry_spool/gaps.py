@@ -49,7 +49,7 @@ def merged(drops: Sequence[Dropped]) -> Dropped:
     kinds: Counter[str] = Counter()
     for drop in drops:
         kinds.update(drop.kinds)
-    latest = max(drops, key=lambda drop: drop.last)
+    latest = max(reversed(drops), key=lambda drop: drop.last)
     reason = latest.reason[:_REASON_CHARS].encode("utf-8", "backslashreplace").decode()
     return Dropped(min(drop.first for drop in drops), latest.last, sum(kinds.values()), reason, dict(kinds))
 

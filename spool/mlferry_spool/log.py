@@ -22,12 +22,13 @@ from mlferry_spool import limits, segments
 from mlferry_spool.codec import pack
 from mlferry_spool.durability import Durability
 from mlferry_spool.files import Files
+from mlferry_spool.frames import encode
 from mlferry_spool.gaps import Gap
 from mlferry_spool.homes import Home
 from mlferry_spool.introductions import introduced, now_ms
 from mlferry_spool.layout import writer_name
 from mlferry_spool.records import Heartbeat, Kind, Open
-from mlferry_spool.segments import Segment, short_write
+from mlferry_spool.segments import Segment, try_again
 from mlferry_spool.settings import Fsync, Settings
 
 __all__ = ["Log", "State"]
@@ -105,12 +106,16 @@ class Log:
         self.dropped += count
         return False
 
-    def cut_off(self, part: int, salt: int) -> OSError:
-        """A write to the segment with this salt was short: take back the ``part`` of a frame. Returns the error."""
+    def complete(self, kind: int, payload: bytes, part: int, place: tuple[int, int]) -> OSError | None:
+        """A write of a frame at this place (sequence, salt) was short: write the rest. Returns the error if that fails."""
         segment = self.segment
-        if segment is None or segment.salt != salt:  # it went out of use meanwhile
-            return short_write()
-        return segment.cut_off(part, self._files)
+        if segment is None or segment.salt != place[1]:  # it went out of use meanwhile
+            return try_again()
+        try:
+            segment.write(encode(kind, place[0], payload, place[1]), part, self._files)
+        except OSError as error:
+            return error
+        return None
 
     def act(self) -> None:
         """The segment is full, or every call is to be durable."""
@@ -348,10 +353,10 @@ class Log:
         return said
 
     def _insist_now(self, write: Callable[[], None]) -> bool:
-        """The last chance: whatever the time of the next attempt, and once more after that."""
-        for _ in range(2):
+        """The last chance: whatever the time of the next attempt, and more than once."""
+        for _ in range(3):
             self._retry_at = 0.0
-            if self._insist(write, short_write()):
+            if self._insist(write, try_again()):
                 return True
         return False
 

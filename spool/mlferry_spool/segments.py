@@ -20,7 +20,7 @@ from mlferry_spool.limits import MAX_SEGMENT_BYTES
 from mlferry_spool.records import Kind, Open, SegmentEnd
 from mlferry_spool.tailer import Cursor, Entry, scan
 
-__all__ = ["Segment", "begin", "short_write"]
+__all__ = ["Segment", "begin", "try_again"]
 
 _CLOSED = -1
 
@@ -46,29 +46,43 @@ class Segment:
         return self.fd != _CLOSED
 
     def add(self, kind: int, payload: bytes, files: Files) -> None:
-        """Write one frame; on a short write cut it off and raise."""
-        frame = encode(kind, self.sequence, payload, self.salt)
-        written = files.write(self.fd, frame)
-        if written != len(frame):
-            raise self.cut_off(written, files)
+        """Write one frame. Raises OSError, and then there is none."""
+        self.write(encode(kind, self.sequence, payload, self.salt), 0, files)
+
+    def write(self, frame: bytes, part: int, files: Files) -> None:
+        """Write a frame whose first ``part`` bytes a short write has left there. Raises OSError, and then there is none.
+
+        A short write does not say why it was short; to write the rest does (write(2)).
+        """
+        try:
+            if part and os.fstat(self.fd).st_size != self.position + part:
+                raise OSError(errno.EIO, "the segment's length is not what was written")
+            while part < len(frame):
+                written = files.write(self.fd, frame[part:] if part else frame)
+                if not written:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                part += written
+        except OSError as error:
+            raise self._cut_off(part, error, files) from None
         self.sequence += 1
         self.position += len(frame)
 
-    def cut_off(self, part: int, files: Files) -> OSError:
-        """Take back the ``part`` of a frame that a short write left. Returns the error to handle: EAGAIN, write again and
-        see why it was short; EIO, the part is still there.
+    def _cut_off(self, part: int, error: OSError, files: Files) -> OSError:
+        """Take back the ``part`` of a frame that was written before the error. Returns the error to handle.
 
         The file is cut only where it is as long as it must be: should the counters ever disagree with the file (a signal
-        handler that raised, another program writing to our descriptor), torn bytes cost less than a kept frame.
+        handler has logged meanwhile, another program has our descriptor), torn bytes cost less than a kept frame.
         """
+        if not part:
+            return error
         try:
-            if os.fstat(self.fd).st_size != self.position + part:
-                raise OSError(errno.EIO, "the segment's length is not what was written")
-            files.truncate(self.fd, self.position)
-        except OSError as error:
-            self.broken = True
-            return OSError(errno.EIO, f"a half-written frame could not be cut off: {error.strerror}")
-        return short_write()
+            if os.fstat(self.fd).st_size == self.position + part:
+                files.truncate(self.fd, self.position)
+                return error
+        except OSError:
+            pass
+        self.broken = True
+        return OSError(errno.EIO, f"{error.strerror}, and a half-written frame could not be cut off")
 
     def end(self, next_segment: int | None, files: Files) -> None:
         """Write SEGMENT_END if the disk takes it; a reader does without."""
@@ -122,6 +136,6 @@ def begin(directory: Path, base: int, opening: Open, now: float, files: Files) -
     return Segment(path, fd, base, salt, len(head), 1, now)
 
 
-def short_write() -> OSError:
-    """A write took fewer bytes than it was given; the next attempt tells why."""
-    return OSError(errno.EAGAIN, "a short write")
+def try_again() -> OSError:
+    """Nothing is known to be wrong with the segment that is open now."""
+    return OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))

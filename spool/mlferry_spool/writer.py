@@ -10,10 +10,11 @@ handed to the ``Segment`` when anything slower does (``_slowly``).
 *A call that returned is kept.* When ``os.write`` has returned, the bytes are the kernel's and survive any death of the
 process. Power cuts are the caretaker's business (``fdatasync`` once an interval), or the caller's with ``Fsync.ALWAYS``.
 
-*Trouble never reaches the caller.* A short write is cut off again (this process is the only writer). A full disk suspends
-the log: records are counted, the disk is tried again once a second, and the first frame that fits is DROPPED, which states
-the gap. Other errors of the file (EIO, a size limit) begin a new segment. After a failed ``fdatasync`` what was not yet safe
-is written once more, into a new segment (``durability`` tells why); a reader may see it twice, and delivery makes it one.
+*Trouble never reaches the caller.* A half-written frame is cut off again (this process is the only writer). A full disk
+suspends the log: records are counted, the disk is tried again once a second, and the first frame that fits is DROPPED,
+which states the gap. Other errors of the file (EIO, a size limit) begin a new segment. After a failed ``fdatasync`` what was
+not yet safe is written once more, into a new segment (``durability`` tells why); a reader may see it twice, and delivery
+makes it one.
 
 *Signals.* A Python signal handler runs between two bytecodes of the main thread, perhaps inside ``append``, and may log or
 raise. The lock is reentrant, and the counters are taken in the same breath as the write: between the check of the sequence
@@ -249,8 +250,8 @@ class Writer:
         with self._slowly():
             log = self._log
             forked = log.state is State.FORKED
-            error = failure if isinstance(failure, OSError) else log.cut_off(failure, salt)
-            kept = log.keep(kind, payload, error)
+            error = failure if isinstance(failure, OSError) else log.complete(kind, payload, failure, place)
+            kept = error is None or log.keep(kind, payload, error)
             self.appended += kept
         if forked:
             self._caretaker.register(self)

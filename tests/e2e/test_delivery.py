@@ -26,6 +26,7 @@ from tests.spooling import (
     server_runs,
     stored_point,
     unique,
+    wait_for_arrival,
     wait_until,
 )
 
@@ -301,7 +302,7 @@ def test_points_appear_while_the_run_lives_and_it_is_closed_soon_after_its_death
         assert mlflow_server.stored(server_id).status == "RUNNING"
         live.kill()
         live.logged.status = "KILLED"
-        wait_until(lambda: not differences(mlflow_server, live.logged), "the run is closed", 15)
+        wait_for_arrival(mlflow_server, live.logged, 15)
 
 
 def test_an_idle_agent_hardly_uses_the_processor(ferry: Ferry, mlflow_server: MlflowServer) -> None:
@@ -310,7 +311,7 @@ def test_an_idle_agent_hardly_uses_the_processor(ferry: Ferry, mlflow_server: Ml
     still_open.metrics(0, {"loss": 1.0})
     with ferry.agent() as agent:
         for run in [*runs, still_open]:
-            wait_until(lambda run=run: not differences(mlflow_server, run.logged), "everything is delivered")  # type: ignore[misc]
+            wait_for_arrival(mlflow_server, run.logged)
         process = psutil.Process(agent.pid)
         before, began = process.cpu_times(), time.monotonic()
         threading.Event().wait(5)
@@ -334,7 +335,7 @@ def test_a_second_agent_on_the_same_ledger_says_so_and_leaves(ferry: Ferry, tmp_
 def test_sync_beside_a_running_agent_watches_it_and_returns(ferry: Ferry, mlflow_server: MlflowServer) -> None:
     first = a_bit_of_everything(ferry.spool, unique("beside"))
     with ferry.agent():
-        wait_until(lambda: not differences(mlflow_server, first.logged), "the agent delivers")
+        wait_for_arrival(mlflow_server, first.logged)
         second = a_bit_of_everything(ferry.spool, first.experiment, points=3000)
         done = ferry("sync")
         assert done.returncode == ALL, done.stdout + done.stderr

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ class Moment:
     """When an agent dies: at a request (part of its path), acted upon or not; or with no path, at a time.
 
     ``bounds``: how many requests of a kind are let through before the rest of them hang, so that one life never gets
-    past the moments of those that follow.
+    past the moments of those that follow. ``takes_server``: the server is killed at the same moment.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Moment:
     acted_upon: bool = False
     skip: int = 0
     bounds: tuple[tuple[str, int], ...] = ()
+    takes_server: bool = False
 
     def arm(self, proxy: FaultProxy) -> None:
         for path, many in self.bounds:
@@ -71,73 +72,79 @@ def moments(dice: random.Random) -> list[Moment]:
     middle = [
         *(Moment("small", SMALL, dice.random() < 0.7, dice.randrange(2), ((FILE, 0),)) for _ in range(14)),
         *(Moment("file", FILE, dice.random() < 0.7, dice.randrange(3), ((SMALL, 0),)) for _ in range(11)),
-        *(Moment("any time", bounds=((SMALL, 2), (FILE, 3))) for _ in range(6)),
+        *(Moment("any time", bounds=((SMALL, 2), (FILE, 1))) for _ in range(6)),
         *(Moment("start-up", bounds=nothing) for _ in range(8)),
     ]
     dice.shuffle(middle)
     end = [Moment("end", "runs/update", acted) for acted in (False, False, True, True)]
     plan = [*beginning, *middle, *end]
     assert len(plan) == AGENT_KILLS, len(plan)
-    return plan
+    struck = set(dice.sample([number for number, moment in enumerate(plan) if moment.name != "start-up"], SERVER_KILLS))
+    return [replace(moment, takes_server=number in struck) for number, moment in enumerate(plan)]
 
 
 def a_large_run(root: Path) -> SpooledRun:
     run = SpooledRun(root, unique("killed"))
     run.params({f"param {number}": str(number) for number in range(PARAMS)})
+    files = [(f"files/{number}.bin", os.urandom(200_000 + number)) for number in range(FILES)]
+    for path, data in files[:-5]:
+        run.artifact(path, data)
     for step in range(POINTS // 2):
         run.metrics(step, {"loss": 1 / (step + 1), "accuracy": step / POINTS})
         if step % 1000 == 0:
             run.tags({"last thousand": str(step)})
-    for number in range(FILES):
-        run.artifact(f"files/{number}.bin", os.urandom(200_000 + number))
+    for path, data in files[-5:]:
+        run.artifact(path, data)
     run.end()
     return run
 
 
 class Undertaker:
-    """Kills the server and starts it again on the same port and data, as often as it is told, in its own thread."""
+    """Kills the server, and starts it again on the same port and data beside whatever goes on meanwhile."""
 
-    def __init__(self, server: MlflowServer, dice: random.Random) -> None:
+    def __init__(self, server: MlflowServer) -> None:
         self._server = server
-        self._pauses = [dice.uniform(0.0, 3.0) for _ in range(SERVER_KILLS)]
+        self._starting: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1)
         self.kills = 0
-        self.failure: Exception | None = None
-        self._thread = threading.Thread(target=self._work)
 
     def __enter__(self) -> Undertaker:
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.join()
-        assert self.failure is None, self.failure
+        self._pool.shutdown(wait=True)
 
-    def _work(self) -> None:
-        try:
-            for pause in self._pauses:
-                time.sleep(pause)
-                self._server.kill()
-                self.kills += 1
-                self._server.start()
-        except Exception as error:
-            self.failure = error
+    def strike(self) -> None:
+        self.wait()
+        self._server.kill()
+        self.kills += 1
+        self._starting = self._pool.submit(self._server.start)
+
+    def wait(self) -> None:
+        """Until the server is up again."""
+        if self._starting is not None:
+            self._starting.result()
 
 
-def kill_at(ferry: Ferry, proxy: FaultProxy, moment: Moment, dice: random.Random) -> bool:
+def live_and_die(ferry: Ferry, proxy: FaultProxy, moment: Moment, dice: random.Random, undertaker: Undertaker) -> bool:
     """One agent's life, until its moment comes. Whether it came."""
     proxy.clear()
     moment.arm(proxy)
     proxy.held.clear()
+    if moment.path:
+        undertaker.wait()  # the others come while the server is away, too
     longest = PATIENCE_S if moment.path else dice.uniform(0.0, 0.5 if moment.name == "start-up" else 2.0)
     late_s = dice.choice((0.0, 0.0, dice.uniform(0.0, 0.2)))
 
     def came() -> bool:
         return bool(moment.path) and any(moment.path in target for target in proxy.held)
 
-    with ferry.agent():
+    with ferry.agent(log=ferry.state / "agent.log"):
         end = time.monotonic() + longest
         while time.monotonic() < end and not came():
             time.sleep(0.002)
+        if moment.takes_server:
+            undertaker.strike()
         time.sleep(late_s if came() else 0.0)
     return came() or not moment.path
 
@@ -153,12 +160,13 @@ def test_fifty_killed_agents_and_ten_killed_servers_neither_lose_nor_double_anyt
     came: Counter[str] = Counter()
     with FaultProxy(own_server.port) as proxy:
         ferry = Ferry(tmp_path / "spool", tmp_path / "state", proxy.url)
-        with Undertaker(own_server, random.Random(seed + 1)) as undertaker:
+        with Undertaker(own_server) as undertaker:
             for moment in moments(dice):
-                came[moment.name] += kill_at(ferry, proxy, moment, dice)
+                came[moment.name] += live_and_die(ferry, proxy, moment, dice, undertaker)
+            undertaker.wait()
         print(f"moments that came: {dict(came)}; server kills: {undertaker.kills}")
-        with ferry.agent():
-            wait_until(lambda: not differences(own_server, run.logged), "everything has arrived", 120)
+        with ferry.agent(log=ferry.state / "agent.log"):
+            wait_for_arrival(own_server, run.logged, 120)
         done = ferry("sync")
     assert done.returncode == 0, done.stdout + done.stderr
     assert differences(own_server, run.logged) == []

@@ -91,9 +91,9 @@ def filled(text: str, module: str, make: Callable[[str], str]) -> str:
     for package in PACKAGES:
         begin, end = f"<!-- from {package}/{module} -->", "<!-- end -->"
         place = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
-        assert place.search(text), f"the document has no place for {package}/{module}"
-        table = make(package)
-        text = place.sub(lambda _, whole=f"{begin}\n{table}\n{end}": whole, text)
+        found = place.search(text)
+        assert found, f"the document has no place for {package}/{module}"
+        text = f"{text[: found.start()]}{begin}\n{make(package)}\n{end}{text[found.end() :]}"
     return text
 
 

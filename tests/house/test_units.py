@@ -71,6 +71,12 @@ def test_the_unit_starts_the_agent_and_waits_for_its_word(unit: Path) -> None:
     assert int(given["WatchdogSec"][0]) >= 30
 
 
+def test_the_system_unit_holds_no_capability() -> None:
+    """Least of all CAP_DAC_READ_SEARCH, with which an agent would read everybody's spool; the score hardly sees it."""
+    given = settings(SYSTEM_UNIT)
+    assert given["CapabilityBoundingSet"] == given["AmbientCapabilities"] == [""]
+
+
 @pytest.mark.parametrize("unit", [SYSTEM_UNIT, USER_UNIT], ids=["system", "user"])
 def test_no_secret_has_a_place_in_a_unit(unit: Path) -> None:
     assert not re.search(r"(?i)^(?!#).*(MLFLOW_TRACKING_TOKEN|PASSWORD=)", unit.read_text(), re.MULTILINE)

@@ -1,4 +1,7 @@
-"""Real files whose verbs fail on request: ``FakeFiles`` fails the Nth call of a verb, once or for a while."""
+"""Real files whose verbs fail on request: ``FakeFiles`` fails the Nth call of a verb, once or for a while.
+
+Syncs are counted, not done: no test here cuts the power, and hundreds of real ones take minutes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from mlferry_spool.files import OsFiles
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Calls ``first`` to ``first + times - 1`` (from 1) of a verb fail. ``short``: a write takes only so many bytes (a negative
-    number: all but so many) and says so."""
+    number: all but so many) and says so; the next write fails with ``errno``, if that is not 0."""
 
     verb: str
     errno: int = errno.EIO
@@ -33,6 +36,7 @@ class FakeFiles:
         self.faults = faults
         self.calls: Counter[str] = Counter()
         self.hits = 0
+        self._next_errno = 0
         self._files = OsFiles()
 
     def heal(self) -> None:
@@ -56,11 +60,15 @@ class FakeFiles:
         return self._files.create(path)
 
     def write(self, fd: int, data: bytes, /) -> int:
-        fault = self._fault("write")
+        fault, follows = self._fault("write"), self._next_errno
+        self._next_errno = 0
+        if follows:
+            raise OSError(follows, os.strerror(follows))
         if fault is None or fd < 0:
             return os.write(fd, data)
         if fault.short is None:
             raise OSError(fault.errno, os.strerror(fault.errno))
+        self._next_errno = fault.errno
         return os.write(fd, data[: fault.short])
 
     def truncate(self, fd: int, length: int) -> None:
@@ -69,7 +77,10 @@ class FakeFiles:
 
     def sync(self, fd: int) -> None:
         self._fail("sync")
-        os.fdatasync(fd)
+        os.fstat(fd)
+
+    def sync_directory(self, path: Path) -> None:
+        self._fault("sync_directory")
 
     def close(self, fd: int) -> None:
         os.close(fd)

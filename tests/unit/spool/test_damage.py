@@ -88,7 +88,9 @@ def test_cut_anywhere_the_log_gives_what_is_whole_and_waits_for_the_rest(segment
         assert reader.cursor == Cursor(0, end, len(whole))
         torn = reader.finish()
         assert len(torn) == (1 if len(data) > end else 0)
-        assert all(isinstance(lost, Lost) and (lost.start, lost.end, lost.frames) == (end, len(data), None) for lost in torn)
+        assert all(
+            isinstance(lost, Lost) and (lost.start, lost.end, lost.frames) == (end, len(data), None) for lost in torn
+        )
 
 
 def test_from_any_cut_reading_goes_on_where_it_stopped_once_the_rest_is_there(segment: OneSegment) -> None:
@@ -153,7 +155,9 @@ def test_every_damaged_stretch_of_the_log_is_one_report_with_the_frames_it_held(
             for filling in (bytes(end - start), b"\xc9" * (end - start), os.urandom(end - start)):
                 events, reader = segment.read(DATA[:start] + filling + DATA[end:])
                 assert payloads(events) == [*PAYLOADS[:first], *PAYLOADS[last + 1 :]]
-                assert [(lost.start, lost.end, lost.frames) for lost in reports(events)] == [(start, end, last - first + 1)]
+                assert [(lost.start, lost.end, lost.frames) for lost in reports(events)] == [
+                    (start, end, last - first + 1)
+                ]
                 assert reader.cursor == Cursor(0, len(DATA), len(FRAMES))
 
 

@@ -75,7 +75,9 @@ def test_a_reader_follows_a_writer_through_its_segments_while_it_writes(tmp_path
     writer.close()
     seen += drain(reader)
     assert len(segment_files(writer.directory)) > 5
-    assert [record.timestamp for e in seen if (record := decode(e.kind, e.payload)) and e.kind == Kind.PARAMS] == [*range(60)]
+    assert [record.timestamp for e in seen if (record := decode(e.kind, e.payload)) and e.kind == Kind.PARAMS] == [
+        *range(60)
+    ]
     offsets = [event.offset for event in seen]
     assert offsets == list(range(len(offsets)))
     assert reader.ended
@@ -260,7 +262,14 @@ def test_a_file_of_another_owner_than_its_directory_is_refused(tmp_path: Path) -
 
 
 def test_names_that_are_no_offsets_are_no_segments(tmp_path: Path) -> None:
-    for name in ("1.seg", f"{0:020d}.seg.tmp", f"{0:020d}.SEG", f"{1 << 63:020d}.seg", "9" * 20 + ".seg", f"{5:020d}.seg"):
+    for name in (
+        "1.seg",
+        f"{0:020d}.seg.tmp",
+        f"{0:020d}.SEG",
+        f"{1 << 63:020d}.seg",
+        "9" * 20 + ".seg",
+        f"{5:020d}.seg",
+    ):
         (tmp_path / name).touch()
     assert segment_offsets(tmp_path) == [5]
 

@@ -73,10 +73,11 @@ WRITES = [
     Fault("write", errno.EIO),
     Fault("write", errno.EFBIG),
     Fault("write", errno.ESTALE),
-    Fault("write", short=0),
-    Fault("write", short=1),
-    Fault("write", short=19),
-    Fault("write", short=-1),
+    *(
+        Fault("write", then, short=short)
+        for then in (0, errno.ENOSPC, errno.EFBIG, errno.EIO)
+        for short in (0, 1, 19, -1)
+    ),
 ]
 OTHERS = [
     Fault("create", errno.ENOSPC),
@@ -137,7 +138,7 @@ def test_a_torn_frame_that_cannot_be_cut_off_costs_nothing_after_it(short: int, 
     runs = 0
     while True:
         run = tmp_path / str(runs)
-        files = FakeFiles(Fault("write", short=short, first=runs + 1), *both)
+        files = FakeFiles(Fault("write", errno.ENOSPC, short=short, first=runs + 1), *both)
         told = workload(run, SETTINGS, files, heal_at=APPENDS - 2)
         check(read_back(run), told, twice=False)
         if runs > 2 * APPENDS:
@@ -149,10 +150,10 @@ def test_a_short_write_after_a_torn_frame_never_cuts_a_kept_record(tmp_path: Pat
     # The torn frame of write 3 stays (truncate fails) and the next file cannot be made for a while, so the writer has to
     # wait; a second short write later must not be cut off at a position that the torn bytes have made wrong.
     files = FakeFiles(
-        Fault("write", short=7, first=3),
+        Fault("write", errno.ENOSPC, short=7, first=3),
         Fault("truncate", times=1),
         Fault("create", errno.ENOSPC, first=2, times=3),
-        Fault("write", short=5, first=8),
+        Fault("write", errno.ENOSPC, short=5, first=8),
     )
     told = workload(tmp_path / "run", SETTINGS, files)
     assert files.hits >= 5
