@@ -8,7 +8,7 @@ The rules are tried in this order, first match wins:
 1. 2xx: ACCEPTED when the body is what the endpoint answers with, else RETRY (a captive portal, a body cut short).
 2. 3xx: CONFIG. A redirect is never followed: it could carry the credentials to another host.
 3. A known message of MLflow or of a proxy (`_MESSAGES`), where the code alone would mislead.
-4. MLflow's `error_code` (`_CODES`).
+4. MLflow's `error_code` (`_CODES`); JSON that was cut short is RETRY.
 5. The status (`_STATUSES`); unknown 5xx are RETRY, unknown 4xx SUSPECT.
 """
 
@@ -70,10 +70,14 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What an error answer said: MLflow's error code ('' when it is not MLflow's JSON) and the text of it."""
+    """What an error answer said: MLflow's error code ('' when it is not MLflow's JSON) and the text of it.
+
+    `is_cut`: it began as JSON and did not end as such, so its status came without its meaning.
+    """
 
     code: str
     text: str
+    is_cut: bool = False
 
 
 # (status, error code or None, endpoint suffix or None, words in the message, verdict)
@@ -200,6 +204,8 @@ def _judge_error(request: Request, status: int, said: _Said) -> Verdict:
             return verdict
     if said.code in _CODES:
         return _CODES[said.code]
+    if said.is_cut:
+        return Verdict.RETRY
     if request.method == "HEAD" and status == 404:
         return Verdict.GONE  # an answer to HEAD has no body that could tell a missing artifact from a missing endpoint
     if status in _STATUSES:
@@ -215,7 +221,7 @@ def _unknown_4xx(request: Request) -> Verdict:
 def _said(answer: Answer) -> _Said:
     found = json_object(answer.body)
     if found is None:
-        return _Said("", _plain(answer.body))
+        return _Said("", _plain(answer.body), is_cut=answer.body.lstrip().startswith(b"{"))
     code, text = found.get("error_code"), found.get("message", found.get("detail", ""))
     return _Said(code if isinstance(code, str) else "", text if isinstance(text, str) else str(text))
 

@@ -175,20 +175,19 @@ class Identity:
             )
         except Unencodable as error:
             raise RunParked(error.reason) from error
-        for _ in range(3):
+        attempts, contradictions = self._courier.attempts(), 0
+        while contradictions < 3:
             found = await self._courier.ask(look)
             experiment = (json_object(found.answer.body) or {}).get("experiment")
             if found.verdict is Verdict.ACCEPTED and isinstance(experiment, dict):
-                if experiment.get("lifecycle_stage") == "deleted":
-                    raise RunParked(
-                        f"the experiment {name!r} is deleted on the server; restore it there, then `mlferry retry`"
-                    )
-                return str(experiment["experiment_id"])
-            made = await self._courier.ask(make)
+                return _active(name, experiment)
+            # Once and then another look: it may have been made although the answer never came.
+            made = await self._courier.ask_once(make, attempts)
             if made.verdict is Verdict.ACCEPTED:
                 return str((json_object(made.answer.body) or {})["experiment_id"])
-            if made.verdict is not Verdict.ALREADY:
+            if made.verdict not in (Verdict.ALREADY, Verdict.RETRY):
                 raise RunParked(f"the server refuses the experiment {name!r}: {made.reason}")
+            contradictions += made.verdict is Verdict.ALREADY
         raise RunParked(f"the experiment {name!r} is there and is not: {found.reason}")
 
     def _put(self, row: RunRow) -> RunRow:
@@ -204,6 +203,13 @@ def _info(reply: Reply) -> dict[str, Any]:
     run = (json_object(reply.answer.body) or {}).get("run")
     info = run.get("info") if isinstance(run, dict) else None
     return info if isinstance(info, dict) else {}
+
+
+def _active(name: str, experiment: dict[str, Any]) -> str:
+    """The experiment's id. Raises ``RunParked`` for a deleted one: a run cannot be made in it."""
+    if experiment.get("lifecycle_stage") == "deleted":
+        raise RunParked(f"the experiment {name!r} is deleted on the server; restore it there, then `mlferry retry`")
+    return str(experiment["experiment_id"])
 
 
 def _word(info: dict[str, Any], name: str) -> str | None:

@@ -228,9 +228,7 @@ class Ledger:
         return str(rows[0][0]) if rows else None
 
     def put_experiment(self, workspace: str | None, name: str, experiment_id: str) -> None:
-        self._execute(
-            "INSERT OR REPLACE INTO experiments VALUES (?,?,?)", (workspace or "", name, experiment_id)
-        )
+        self._execute("INSERT OR REPLACE INTO experiments VALUES (?,?,?)", (workspace or "", name, experiment_id))
 
     def forget_experiment(self, workspace: str | None, name: str) -> None:
         self._execute("DELETE FROM experiments WHERE workspace = ? AND name = ?", (workspace or "", name))

@@ -99,8 +99,11 @@ def store_directory(root: Path) -> Path:
 
 
 def writer_name(start_time_ms: int, rank: int | None, unique: str) -> str:
-    """A writer's id: sorts by time, tells the rank, and is unique by its random part."""
-    return f"{_utc(start_time_ms)}{'' if rank is None else f'-r{rank}'}-{unique}"
+    """A writer's id: sorts by time (to the millisecond), tells the rank, and is unique by its random part.
+
+    The order matters: where a run has several writers, the later one's tags are the run's.
+    """
+    return f"{_utc(start_time_ms)}{start_time_ms % 1000:03d}{'' if rank is None else f'-r{rank}'}-{unique}"
 
 
 def _utc(time_ms: int) -> str:
