@@ -1,14 +1,12 @@
 """mlferry: log like MLflow, to a local spool, without waiting for a network. What users import.
 
-``import mlferry`` instead of ``import mlflow``, or ``MLFLOW_TRACKING_URI=spool:///path`` for programs that import mlflow.
-
-Names are looked up when they are first used (PEP 562): a process that imports mlferry and logs nothing, such as each worker
-that a data loader spawns, pays next to nothing for it. Nothing here ever imports numpy, torch, mlflow or a network library.
+``import mlferry`` instead of ``import mlflow``. Importing this costs a few milliseconds: the names below are looked up in
+their modules when they are first used (PEP 562), and no numpy, torch, mlflow or network library is imported by them.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,17 +73,17 @@ __all__ = [
     "start_run",
 ]
 
-#: Where the names live that are not functions of ``mlferry.fluent``.
+#: The names that are not functions of ``mlferry.fluent``.
 _ELSEWHERE = {"Dataset": "datasets", "Misuse": "errors", "MlferryError": "errors", "NotLogged": "errors", "Run": "runs"}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
-        raise AttributeError(f"module 'mlferry' has no attribute {name!r}")
-    found: object = getattr(import_module(f"mlferry.{_ELSEWHERE.get(name, 'fluent')}"), name)
-    globals()[name] = found  # the next look-up costs what any module's does
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(f"{__name__}.{_ELSEWHERE.get(name, 'fluent')}"), name)
+    globals()[name] = found  # from now on a plain attribute, at no cost
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*globals(), *__all__})
