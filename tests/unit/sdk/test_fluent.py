@@ -27,7 +27,12 @@ def test_a_run_holds_what_was_logged_to_it(spool: Path) -> None:
         mlferry.set_tags({"c": None, "gone": "soon"})
         mlferry.delete_tag("gone")
     found = told(spool, run.info.run_id)
-    assert [point[:3] for point in found.points] == [("loss", 0.5, 0), ("loss", 0.25, 7), ("acc", 0.1, 3), ("f1", 0.2, 3)]
+    assert [point[:3] for point in found.points] == [
+        ("loss", 0.5, 0),
+        ("loss", 0.25, 7),
+        ("acc", 0.1, 3),
+        ("f1", 0.2, 3),
+    ]
     assert found.points[1][3] == 1234
     assert all(before <= when <= time.time_ns() // 1_000_000 for _, _, step, when in found.points if step != 7)
     assert found.params == {"lr": "0.001", "depth": "4", "name": "x"}
@@ -137,7 +142,9 @@ def test_the_environment_may_name_the_experiment(spool: Path, monkeypatch: pytes
         pass
     with mlferry.start_run(experiment_id=12) as by_id:
         pass
-    names = [told(spool, run.info.run_id).opens[0].experiment_name for run in (by_default, outside, inside, given, by_id)]
+    names = [
+        told(spool, run.info.run_id).opens[0].experiment_name for run in (by_default, outside, inside, given, by_id)
+    ]
     assert names == ["Default", "from outside", "from inside", "given", None]
     assert told(spool, by_id.info.run_id).opens[0].experiment_id == "12"
 
@@ -209,7 +216,9 @@ def test_each_thread_has_its_own_active_run(spool: Path) -> None:
             thread.join()
         assert mlferry.active_run() is mine
     found = {told(spool, run_id).opens[0].run_name: told(spool, run_id) for run_id in run_ids(spool)}
-    assert {name: found[name].values(name) for name in names} == {name: [float(step) for step in range(50)] for name in names}
+    assert {name: found[name].values(name) for name in names} == {
+        name: [float(step) for step in range(50)] for name in names
+    }
     assert found[mine.info.run_name].points == []
 
 

@@ -20,11 +20,25 @@ from mlflow.tracking.metric_value_conversion_utils import convert_metric_value_t
 from mlflow.utils import validation as theirs  # noqa: E402
 
 
+#: MLflow and what it stands on warn of each other; that is not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One for all tests: to make one takes seconds."""
+    directory = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{directory}/mlflow.db"
+    mlflow.MlflowClient(tracking_uri=uri).create_experiment(
+        "side by side", artifact_location=f"file://{directory}/artifacts"
+    )
+    return uri
+
+
 @pytest.fixture
-def mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spool: Path) -> Iterator[Any]:
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+def mlflow_run(database: str, spool: Path) -> Iterator[Any]:
+    mlflow.set_tracking_uri(database)
+    mlflow.set_experiment("side by side")
     yield mlflow
     while mlflow.active_run() is not None:
         mlflow.end_run()
@@ -49,7 +63,23 @@ def test_the_limits_are_those_of_the_installed_mlflow() -> None:
 
 
 KEYS = [
-    *("loss", "a/b", "a b", "a.b-c_d:e", "ünïcode", "日本", "a" * 250, "a" * 251, "", ".", "..", "../x", "/x", "a//b", "a/"),
+    *(
+        "loss",
+        "a/b",
+        "a b",
+        "a.b-c_d:e",
+        "ünïcode",
+        "日本",
+        "a" * 250,
+        "a" * 251,
+        "",
+        ".",
+        "..",
+        "../x",
+        "/x",
+        "a//b",
+        "a/",
+    ),
     *("a/./b", "a/../b", "x@y", "100%", "(a)", "a\tb", "🙂", "a\\b", "-", ".hidden", "a\n", "a\nb", None, "...", "..a"),
 ]
 STRICTER = {"a\n"}
@@ -79,8 +109,33 @@ def numbers() -> list[Any]:
     import numpy as np
     import torch
 
-    plain: list[Any] = [0.5, 1, True, False, -0.0, 10**300, "0.25", " 1 ", "nan", "1e400", "x", None, "", [1], {}, object()]
-    arrays = [np.float32(0.1), np.float64(0.1), np.int64(3), np.bool_(True), np.array(2.5), np.array([2.5]), np.array([1, 2])]
+    plain: list[Any] = [
+        0.5,
+        1,
+        True,
+        False,
+        -0.0,
+        10**300,
+        "0.25",
+        " 1 ",
+        "nan",
+        "1e400",
+        "x",
+        None,
+        "",
+        [1],
+        {},
+        object(),
+    ]
+    arrays = [
+        np.float32(0.1),
+        np.float64(0.1),
+        np.int64(3),
+        np.bool_(True),
+        np.array(2.5),
+        np.array([2.5]),
+        np.array([1, 2]),
+    ]
     tensors = [torch.tensor(0.1), torch.tensor([3]), torch.tensor([1.0, 2.0]), torch.tensor(1.5, requires_grad=True)]
     return [*plain, *arrays, *tensors, float("inf"), 1 + 0j, b"1"]
 
