@@ -20,16 +20,16 @@ from mlferry_agent.translation import Refusal, translate
 from mlferry_spool.blobs import Blobs
 from mlferry_spool.codec import decode
 from mlferry_spool.errors import BlobMismatch, CorruptRecord, SpoolError, UnsupportedKind, UnsupportedVersion
-from mlferry_spool.reader import LogReader, open_trusted
+from mlferry_spool.layout import segment_name
+from mlferry_spool.reader import LogReader, open_trusted, segment_offsets
 from mlferry_spool.records import BlobRef, Dropped, Heartbeat, Inputs, Kind, Open, Record, RunEnd
 from mlferry_spool.tailer import Cursor, Entry, Lost
 
-__all__ = ["Feed", "Queues", "read_blob"]
+__all__ = ["Feed", "Queues", "read_blob", "written_at"]
 
 Queues = Mapping[Lane, LaneQueue]
 
-#: Records of one lane that may wait in memory; a few requests' worth of single metrics.
-LANE_ROOM = 3_000
+
 
 #: Bytes of log read at a time.
 _WINDOW_BYTES = 256 << 10
@@ -39,6 +39,10 @@ _CONTROL_LANE = "control"
 #: The longest text that MLflow keeps (a dataset's profile), in bytes of UTF-8.
 _MAX_TEXT_BYTES = 64 << 20
 
+#: A sign of life is not younger than the file it stands in, give or take this (milliseconds). Records carry times that
+#: users gave, and a metric of the year 3000 must not keep a dead writer alive.
+_CLOCK_SKEW_MS = 60_000
+
 
 class Feed:
     """Reads one writer's log into queues. ``row`` is what the ledger remembers of it."""
@@ -47,8 +51,13 @@ class Feed:
         self.row = row
         self.opening = None if row.opening is None else _opening(row.opening)
         self.ending = None if row.ending is None else RunEnd(*row.ending)
-        self.stuck = self._failed = False
+        self.stuck = False
+        self._damage = row.trouble if row.lost else None
+        self._failed = row.trouble is not None and not row.lost
+        self._patience_s = patience_s
         self._reader = LogReader(directory, row.cursor, patience_s=patience_s, window_bytes=_WINDOW_BYTES)
+        self._horizon: tuple[int, int] | None = None
+        self._written_at = 0
         self._events: deque[Entry | Lost] = deque()
         self._checkpoints: deque[Cursor] = deque([row.cursor])
         self._handled = row.cursor.offset
@@ -73,8 +82,8 @@ class Feed:
     def fill(self, queues: Queues, now_s: float) -> list[Quarantined]:
         """Read on until a lane is full or nothing is there. Returns what cannot be delivered, to be set aside."""
         aside: list[Quarantined] = []
-        while not self.stuck and all(queue.outstanding < LANE_ROOM for queue in queues.values()):
-            if not self._events and not self._read(now_s):
+        while not self.stuck and not any(queue.is_full for queue in queues.values()):
+            if not self._events and (self._is_at_horizon() or not self._read(now_s)):
                 break
             try:
                 aside += self._handle(self._events[0], queues)
@@ -83,6 +92,19 @@ class Feed:
                 break
             self._handled = self._events.popleft().after.offset
         return aside
+
+    def read_no_further(self) -> None:
+        """Leave what is written from now on to a later look, so that a busy writer cannot keep its run's turn for ever."""
+        last = max(segment_offsets(self.directory), default=0)
+        try:
+            self._horizon = (last, (self.directory / segment_name(last)).stat().st_size)
+        except OSError:
+            self._horizon = None
+
+    def believe(self) -> None:
+        """The writer is dead: what looks damaged now will not mend itself."""
+        if self._patience_s and not self.finished:
+            self._reader = LogReader(self.directory, self._reader.cursor, window_bytes=_WINDOW_BYTES)
 
     def finish(self) -> None:
         """The writer is dead and everything readable was read: a torn tail is counted and the log is over."""
@@ -107,7 +129,7 @@ class Feed:
         self.row = replace(
             self.row,
             cursor=self._checkpoints[0],
-            lanes={**lanes, _CONTROL_LANE: self._handled},
+            lanes={**lanes, _CONTROL_LANE: max(self._handled, self._acknowledged.get(_CONTROL_LANE, 0))},
             opening=None if self.opening is None else asdict(self.opening),
             ending=None if self.ending is None else (self.ending.end_time, self.ending.status),
             finished=self.finished and not self._events,
@@ -117,6 +139,10 @@ class Feed:
     def _covered(self, lane: Lane, queue: LaneQueue) -> int:
         return max(queue.acknowledged(self.writer_id, self._handled), self._acknowledged.get(lane.value, 0))
 
+    def _is_at_horizon(self) -> bool:
+        cursor = self._reader.cursor
+        return self._horizon is not None and (cursor.segment, cursor.byte) >= self._horizon
+
     def _read(self, now_s: float) -> bool:
         before = self._reader.cursor
         try:
@@ -124,19 +150,23 @@ class Feed:
         except (SpoolError, OSError) as error:
             self._stick(error)
             return False
-        self.finished = self._reader.ended
+        # A log that was over stays so until something new stands in it.
+        self.finished = self._reader.ended or (self.finished and not events)
+        if self._failed:
+            self.row, self._failed = replace(self.row, trouble=self._damage), False
         if events:
-            if self._failed:
-                self.row, self._failed = replace(self.row, trouble=None), False
-            if before != self._checkpoints[-1]:
+            self._written_at = written_at(self.directory)
+            last = self._checkpoints[-1]
+            if before.segment != last.segment or before.byte - last.byte >= _WINDOW_BYTES:
                 self._checkpoints.append(before)
             self._events.extend(events)
         return bool(events)
 
     def _stick(self, error: Exception) -> None:
-        """The log cannot be read on. A newer format waits for a newer agent; anything else is over once its writer is."""
+        """The log cannot be read on. A newer format waits for a newer agent, a file system that fails for better times;
+        what is no log, or not ours, never will be, and is over once its writer is."""
         self.row, self._failed = replace(self.row, trouble=str(error)), True
-        self.stuck = isinstance(error, (UnsupportedVersion, UnsupportedKind))
+        self.stuck = isinstance(error, (UnsupportedVersion, UnsupportedKind, OSError))
 
     def _handle(self, event: Entry | Lost, queues: Queues) -> list[Quarantined]:
         if isinstance(event, Lost):
@@ -197,6 +227,7 @@ class Feed:
         return replace(record, datasets=tuple(datasets))
 
     def _live(self, timestamp: int) -> None:
+        timestamp = min(timestamp, self._written_at + _CLOCK_SKEW_MS)
         if timestamp > self.row.last_sign:
             self.row = replace(self.row, last_sign=timestamp)
 
@@ -206,15 +237,22 @@ class Feed:
         what = f"{frames} records lost to damage" if frames else "a torn tail (a call that never returned)"
         self.row = replace(self.row, lost=self.row.lost + frames)
         if frames:
-            self.row = replace(
-                self.row, trouble=f"{what} at bytes {lost.start} to {lost.end} of {where}; the file was kept"
-            )
+            self._damage = f"{what} at bytes {lost.start} to {lost.end} of {where}; the file was kept"
+            self.row = replace(self.row, trouble=self._damage)
 
     def _refused(self, entry: Entry, refusal: Refusal) -> Quarantined:
         return self._aside(entry, refusal.action, refusal.name, refusal.reason)
 
     def _aside(self, entry: Entry, action: str, name: str, reason: str) -> Quarantined:
         return Quarantined(self.row.run_id, self.writer_id, entry.offset, action, name[:300], reason)
+
+
+def written_at(directory: Path) -> int:
+    """When something was last written in a writer's directory, Unix milliseconds; 0 if it cannot be told."""
+    try:
+        return max(entry.stat().st_mtime_ns for entry in directory.glob("*.seg")) // 1_000_000
+    except (OSError, ValueError):
+        return 0
 
 
 def read_blob(blobs: Blobs, sha256: bytes, limit: int) -> bytes:

@@ -16,6 +16,7 @@ RUN_END.
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
