@@ -135,7 +135,7 @@ def a_bit_of_everything(
     return run
 
 
-# -- what the server has -------------------------------------------------------------------------------------------------
+# -- what the server has ---------------------------------------------------
 
 
 def stored_point(key: str, value: float, timestamp: int, step: int) -> Point:
@@ -204,7 +204,7 @@ def _short(value: object) -> str:
     return repr(value)[:80]
 
 
-# -- the command ---------------------------------------------------------------------------------------------------------
+# -- the command ---------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +273,7 @@ def wait_until(holds: Callable[[], Any], what: str, deadline_s: float = 60.0) ->
     return found
 
 
-# -- writers in processes of their own -----------------------------------------------------------------------------------
+# -- writers in processes of their own ---------------------------------------------------
 
 #: Logs a metric every few milliseconds until it is killed, and says which calls returned.
 _LIVE = """

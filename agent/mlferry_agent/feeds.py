@@ -30,7 +30,6 @@ __all__ = ["Feed", "Queues", "read_blob", "written_at"]
 Queues = Mapping[Lane, LaneQueue]
 
 
-
 #: Bytes of log read at a time.
 _WINDOW_BYTES = 256 << 10
 

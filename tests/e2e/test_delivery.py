@@ -48,7 +48,7 @@ def deliver(ferry: Ferry, exit_code: int = ALL) -> None:
     assert done.returncode == exit_code, done.stdout + done.stderr
 
 
-# -- fidelity ------------------------------------------------------------------------------------------------------------
+# -- fidelity ---------------------------------------------------
 
 
 def test_every_number_that_a_float_can_be_arrives_to_the_last_bit(ferry: Ferry, mlflow_server: MlflowServer) -> None:
@@ -180,7 +180,7 @@ def test_a_large_file_takes_no_more_memory_than_a_small_one(ferry: Ferry, mlflow
     assert after - before < 40 << 10, f"{after - before} KiB more for a file of 200 MiB"
 
 
-# -- runs and writers ----------------------------------------------------------------------------------------------------
+# -- runs and writers ---------------------------------------------------
 
 
 def test_a_child_names_its_parent_by_the_servers_id_even_when_it_is_delivered_first(
@@ -286,7 +286,7 @@ def test_what_forked_helpers_log_arrives_and_their_death_is_not_the_runs(
     assert differences(mlflow_server, logged) == []
 
 
-# -- the agent beside a living run ---------------------------------------------------------------------------------------
+# -- the agent beside a living run ---------------------------------------------------
 
 
 def test_points_appear_while_the_run_lives_and_it_is_closed_soon_after_its_death(

@@ -122,7 +122,7 @@ def test_a_storm_of_faults_costs_nothing(ferry: Ferry, proxy: FaultProxy, mlflow
     assert [differences(mlflow_server, run.logged) for run in runs] == [[]] * 4
 
 
-# -- a create that is carried out after nobody waits for it any more -------------------------------------------------------
+# -- a create that is carried out after nobody waits for it any more ---------------------------------------------------
 
 
 def an_open_run(ferry: Ferry) -> SpooledRun:

@@ -27,6 +27,7 @@ from tests.spooling import (
     on_server,
     server_runs,
     unique,
+    wait_for_arrival,
     wait_until,
 )
 

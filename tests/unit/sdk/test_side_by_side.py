@@ -19,7 +19,6 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking.metric_value_conversion_utils import convert_metric_value_to_float_if_possible  # noqa: E402
 from mlflow.utils import validation as theirs  # noqa: E402
 
-
 #: MLflow and what it stands on warn of each other; that is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -36,7 +35,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def mlflow_run(database: str, spool: Path) -> Iterator[Any]:
+def mlflow_run(database: str, spool: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # set_experiment sets it for child processes
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     mlflow.set_tracking_uri(database)
     mlflow.set_experiment("side by side")
     yield mlflow

@@ -16,8 +16,8 @@ from mlferry_spool.files import OsFiles
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Calls ``first`` to ``first + times - 1`` (from 1) of a verb fail. ``short``: a write takes only so many bytes (a negative
-    number: all but so many) and says so; the next write fails with ``errno``, if that is not 0."""
+    """Calls ``first`` to ``first + times - 1`` (from 1) of a verb fail. ``short``: a write takes only so many bytes (a
+    negative number: all but so many) and says so; the next write fails with ``errno``, if that is not 0."""
 
     verb: str
     errno: int = errno.EIO

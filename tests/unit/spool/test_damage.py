@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from mlferry_spool.frames import OVERHEAD, PREAMBLE_BYTES, encode, preamble
 from mlferry_spool.reader import WINDOW_BYTES, LogReader
 from mlferry_spool.tailer import Cursor, Entry, Lost

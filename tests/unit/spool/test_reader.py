@@ -8,6 +8,8 @@ import zlib
 from pathlib import Path
 
 import pytest
+from tests.unit.spool.spools import drain, number, segment_files, untended
+
 from mlferry_spool.codec import decode, pack
 from mlferry_spool.errors import CorruptSegment, UnsupportedKind, UnsupportedVersion, UntrustedFile
 from mlferry_spool.frames import PREAMBLE_BYTES, encode, preamble
@@ -16,8 +18,6 @@ from mlferry_spool.reader import LogReader, open_trusted, segment_offsets
 from mlferry_spool.records import Kind, SegmentEnd
 from mlferry_spool.settings import Settings
 from mlferry_spool.tailer import Cursor, Entry, Lost
-
-from tests.unit.spool.spools import drain, number, segment_files, untended
 
 
 def a_segment(base: int, payloads: list[bytes], *, salt: int = 5, following: int | None = None) -> bytes:

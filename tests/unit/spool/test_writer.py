@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.spool.fake_files import FakeFiles, Fault
+from tests.unit.spool.spools import FINISHED, drain, entries, kinds, number, read_back, records, segment_files, untended
+
 from mlferry_spool import limits
 from mlferry_spool.caretaker import Caretaker
 from mlferry_spool.codec import decode
@@ -28,13 +31,10 @@ from mlferry_spool.settings import Fsync, Settings
 from mlferry_spool.tailer import Lost
 from mlferry_spool.writer import Writer
 
-from tests.unit.spool.fake_files import FakeFiles, Fault
-from tests.unit.spool.spools import FINISHED, drain, entries, kinds, number, read_back, records, segment_files, untended
-
 QUIET = Settings(heartbeat_s=1e9, segment_age_s=1e9, retry_s=0.0)
 
 
-# -- in order -----------------------------------------------------------------------------------------------------------------
+# -- in order ---------------------------------------------------
 
 
 def test_what_is_appended_is_read_back_between_open_and_end(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_directories_are_for_their_owner_alone_at_every_level(tmp_path: Path) ->
     writer.close()
 
 
-# -- its own directory --------------------------------------------------------------------------------------------------------
+# -- its own directory ---------------------------------------------------
 
 
 def test_the_lock_is_held_until_the_end(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def _target(fd: str) -> str:
     return ""
 
 
-# -- the caretaker's work -----------------------------------------------------------------------------------------------------
+# -- the caretaker's work ---------------------------------------------------
 
 
 def test_a_quiet_writer_says_that_it_lives(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_logging_goes_on_where_no_thread_can_be_had(tmp_path: Path) -> None:
     assert read_back(tmp_path).numbers == [1]
 
 
-# -- threads ------------------------------------------------------------------------------------------------------------------
+# -- threads ---------------------------------------------------
 
 
 def test_eight_threads_lose_and_double_nothing(tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_eight_threads_lose_and_double_nothing(tmp_path: Path) -> None:
     assert offsets == list(range(len(offsets)))
 
 
-# -- disks that are really full, read-only or limited -------------------------------------------------------------------------
+# -- disks that are really full, read-only or limited ---------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from mlferry_spool.records import Kind
-from mlferry_spool.settings import Fsync, Settings
-
 from tests.unit.spool.fake_files import FakeFiles, Fault
 from tests.unit.spool.spools import FINISHED, Found, number, read_back, untended
+
+from mlferry_spool.records import Kind
+from mlferry_spool.settings import Fsync, Settings
 
 APPENDS = 14
 SETTINGS = Settings(segment_bytes=420, retry_s=0.0, heartbeat_s=0.0, segment_age_s=1e9)
