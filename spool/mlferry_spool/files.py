@@ -14,7 +14,7 @@ __all__ = ["Files", "OsFiles", "make_directory", "sync_directory"]
 
 
 class Files(Protocol):
-    """Each verb raises OSError as its system call does, but ``sync_directory``; ``write`` may write less than it was given."""
+    """Each verb but ``sync_directory`` raises OSError as its system call does; ``write`` may write less than given."""
 
     def create(self, path: Path) -> int: ...
 

@@ -34,9 +34,6 @@ from mlferry_spool.writer import Writer
 QUIET = Settings(heartbeat_s=1e9, segment_age_s=1e9, retry_s=0.0)
 
 
-# -- in order ---------------------------------------------------
-
-
 def test_what_is_appended_is_read_back_between_open_and_end(tmp_path: Path) -> None:
     writer = untended(tmp_path, QUIET)
     metrics = Metrics(5, 1, {"loss": float("inf"), "nan": 0.1})
@@ -141,9 +138,6 @@ def test_directories_are_for_their_owner_alone_at_every_level(tmp_path: Path) ->
     writer.close()
 
 
-# -- its own directory ---------------------------------------------------
-
-
 def test_the_lock_is_held_until_the_end(tmp_path: Path) -> None:
     writer = untended(tmp_path, QUIET)
     assert probe(writer.directory) is Lock.HELD
@@ -222,9 +216,6 @@ def _target(fd: str) -> str:
     with contextlib.suppress(OSError):
         return os.readlink(f"/proc/self/fd/{fd}")
     return ""
-
-
-# -- the caretaker's work ---------------------------------------------------
 
 
 def test_a_quiet_writer_says_that_it_lives(tmp_path: Path) -> None:
@@ -343,9 +334,6 @@ def test_logging_goes_on_where_no_thread_can_be_had(tmp_path: Path) -> None:
     assert read_back(tmp_path).numbers == [1]
 
 
-# -- threads ---------------------------------------------------
-
-
 def test_eight_threads_lose_and_double_nothing(tmp_path: Path) -> None:
     writer = Writer(tmp_path, Open("w"), Settings(segment_bytes=20_000, fsync_interval_s=0.001))
     each = 1500
@@ -368,9 +356,6 @@ def test_eight_threads_lose_and_double_nothing(tmp_path: Path) -> None:
     assert not found.lost
     offsets = [entry.offset for entry in entries(writer.directory)]
     assert offsets == list(range(len(offsets)))
-
-
-# -- disks that are really full, read-only or limited ---------------------------------------------------
 
 
 @contextlib.contextmanager
