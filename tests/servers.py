@@ -166,7 +166,8 @@ class MlflowServer:
         """Every artifact file of one run with its bytes, from the server's disk."""
         [(uri,)] = self.query("SELECT artifact_uri FROM runs WHERE run_uuid = ?", run_id)
         root = self.artifact_root / uri.removeprefix("mlflow-artifacts:").strip("/")
-        return {str(f.relative_to(root)): f.read_bytes() for f in sorted(root.rglob("*")) if f.is_file()}
+        files = [f for f in sorted(root.rglob("*")) if f.is_file() and not _is_left_over(f.name)]
+        return {str(f.relative_to(root)): f.read_bytes() for f in files}
 
     def artifacts_by_api(self, run_id: str) -> dict[str, bytes]:
         """The same, listed and downloaded by MLflow's own client."""
@@ -176,7 +177,7 @@ class MlflowServer:
                 for entry in client.list_artifacts(run_id, folders.pop()):
                     if entry.is_dir:
                         folders.append(entry.path)
-                    else:
+                    elif not _is_left_over(entry.path.rpartition("/")[2]):
                         found[entry.path] = Path(client.download_artifacts(run_id, entry.path, target)).read_bytes()
         return found
 
@@ -214,6 +215,11 @@ class MlflowServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _is_left_over(name: str) -> bool:
+    """A half upload that a server killed with SIGKILL left under a name of its own (mlflow ``local_artifact_repo``)."""
+    return name.startswith(".artifact.uploading.")
 
 
 def point(key: str, value: float, timestamp: int, step: int) -> Point:

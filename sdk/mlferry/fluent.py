@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 from mlferry import config, ending, opening
@@ -59,13 +58,23 @@ _active = _Active()
 _experiment = Experiment()
 
 
-@lru_cache(maxsize=1)
-def _process() -> opening.Process:
-    return opening.Process.this()
+class _Origin:
+    """The running process as ``mlferry.opening`` sees it, looked up when its first run opens."""
+
+    process: opening.Process | None = None
+    forked = False
+
+    def __call__(self) -> opening.Process:
+        if self.process is None:
+            self.process = opening.Process.this(forked=self.forked)
+        return self.process
+
+    def after_fork(self) -> None:
+        self.process, self.forked = None, True
 
 
-# In a forked child the ids of the parent's next runs are not its own to use.
-os.register_at_fork(after_in_child=_process.cache_clear)
+_process = _Origin()
+os.register_at_fork(after_in_child=_process.after_fork)
 
 
 # -- experiments and runs -----------------------------------------------------------------------------------------------

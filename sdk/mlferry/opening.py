@@ -55,9 +55,12 @@ class Process:
         self._opened: Counter[str] = Counter()
 
     @classmethod
-    def this(cls) -> Process:
-        """The running process, as its environment describes it now."""
-        return cls(os.environ, detect(os.environ, launcher()))
+    def this(cls, *, forked: bool = False) -> Process:
+        """The running process, as its environment describes it now.
+
+        ``forked``: the environment describes the process it was forked from. What it starts itself are runs of its own.
+        """
+        return cls(os.environ, Launch() if forked else detect(os.environ, launcher()))
 
     @property
     def undecided(self) -> bool:

@@ -29,7 +29,7 @@ def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MLFERRY_QUIET", "1")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")  # set_experiment sets it for child processes
     monkeypatch.setattr(fluent, "_experiment", Experiment())
-    fluent._process.cache_clear()
+    fluent._process.process = None
     yield root
     while fluent.active_run() is not None:
         fluent.end_run()

@@ -132,7 +132,7 @@ def test_the_writers_of_a_launch_stand_in_one_run(spool: Path, monkeypatch: pyte
     for rank in range(3):
         for name, value in {**SLURM, "SLURM_PROCID": str(rank)}.items():
             monkeypatch.setenv(name, value)
-        fluent._process.cache_clear()
+        fluent._process.process = None
         with mlferry.start_run():
             mlferry.log_metric(f"rank{rank}/loss", 1.0)
     (run_id,) = run_ids(spool)

@@ -1,0 +1,65 @@
+"""What ``import mlferry`` costs a process, and what the first run costs it: CPU milliseconds, medians of many processes.
+
+    python benchmarks/import_time.py [--processes N] [--json FILE]
+
+Bytecode is cached before anything is measured, as in an installed package. ``first run`` is from the import to the first
+metric stored, in a spool on a temporary directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PROGRAMS = {
+    "import dataclasses (for scale)": "import dataclasses",
+    "import msgpack (for scale)": "import msgpack",
+    "import mlferry": "import mlferry",
+    "first run": "import mlferry; mlferry.start_run(); mlferry.log_metric('loss', 0.5)",
+}
+
+
+def milliseconds(source: str, directory: str) -> float:
+    """CPU milliseconds of a statement in a fresh process."""
+    timed = f"import time; begun = time.process_time(); {source}; print(time.process_time() - begun); "
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "spool"), str(ROOT / "sdk")]),
+        "PYTHONPYCACHEPREFIX": f"{directory}/bytecode",
+        "MLFERRY_DIR": f"{directory}/spool",
+        "MLFERRY_QUIET": "1",
+    }
+    ended = subprocess.run([sys.executable, "-c", timed], env=environment, capture_output=True, text=True, check=True)
+    return float(ended.stdout) * 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=15, help="for each statement")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    taken: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    with tempfile.TemporaryDirectory() as directory:
+        for source in PROGRAMS.values():
+            milliseconds(source, directory)
+        for _ in range(given.processes):
+            for name, source in PROGRAMS.items():
+                taken[name].append(milliseconds(source, directory))
+    for name, times in taken.items():
+        print(f"{name:32}{statistics.median(times):8.1f} ms  (from {min(times):.1f} to {max(times):.1f})")
+    if given.json:
+        rows = [{"name": name, "median_ms": statistics.median(times), "ms": times} for name, times in taken.items()]
+        given.json.write_text(json.dumps({"rows": rows, "python": platform.python_version()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
