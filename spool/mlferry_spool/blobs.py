@@ -14,21 +14,24 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from mlferry_spool.files import make_directory, sync_directory
 from mlferry_spool.layout import BLOBS
+from mlferry_spool.trust import check_root
 
-__all__ = ["Blob", "Blobs", "digest_of"]
+__all__ = ["Blob", "Blobs", "digest_of", "open_regular"]
 
 _FICLONE = 0x40049409  # linux/fs.h
 _CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"
 
 #: Seconds without a write after which nobody is copying any more.
+#: Beyond: the half copy is deleted when the next blob comes into its run.
+#: Test: tests/unit/spool/test_blobs.py::test_copies_cut_short_by_a_kill_are_swept_up_a_day_later
 _ABANDONED_S = 86_400.0
 
 
@@ -64,7 +67,12 @@ class Blobs:
 
     def put_file(self, source: str | os.PathLike[str]) -> Blob:
         """Copy a file in. Raises OSError: the source cannot be read, or the disk does not take it."""
-        with _open_regular(source) as original, self._incoming() as copy:
+        with open_regular(source) as original:
+            return self.put_open(original)
+
+    def put_open(self, original: BinaryIO) -> Blob:
+        """Copy an open file in, from its start. Raises as ``put_file``."""
+        with self._incoming() as copy:
             cloned = _reflink(original, copy.file)
             return self._keep(copy, digest_of(copy.file) if cloned else _copy(original, copy.file))
 
@@ -85,7 +93,9 @@ class Blobs:
 
     @contextlib.contextmanager
     def _incoming(self) -> Iterator[_Copy]:
+        check_root(self._directory)
         make_directory(self._directory)
+        check_root(self._directory)
         self._sweep()
         path = self._directory / f"{_TEMPORARY}{os.urandom(8).hex()}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -123,17 +133,21 @@ class Blobs:
                         path.unlink()
 
 
-def digest_of(file: BinaryIO) -> Blob:
-    """Digest and size of an open file, from its start, in constant memory."""
+def digest_of(file: BinaryIO, go_on: Callable[[], None] = lambda: None) -> Blob:
+    """Digest and size of an open file, from its start, in constant memory.
+
+    ``go_on`` is called about a thousand times a gigabyte; what it raises ends the reading.
+    """
     file.seek(0)
     sha256, size = hashlib.sha256(), 0
     while chunk := file.read(_CHUNK):
+        go_on()
         sha256.update(chunk)
         size += len(chunk)
     return Blob(sha256.digest(), size)
 
 
-def _open_regular(source: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(source: str | os.PathLike[str]) -> BinaryIO:
     """Open a file to copy; a pipe would block until somebody writes. Raises OSError."""
     fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -143,6 +157,7 @@ def _open_regular(source: str | os.PathLike[str]) -> BinaryIO:
 
 
 def _copy(original: BinaryIO, copy: BinaryIO) -> Blob:
+    original.seek(0)
     sha256, size = hashlib.sha256(), 0
     while chunk := original.read(_CHUNK):
         sha256.update(chunk)

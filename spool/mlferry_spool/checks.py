@@ -39,6 +39,11 @@ def float64(value: Any) -> float:
     return value
 
 
+def number(value: Any) -> float:
+    """A float64, or an integer or boolean that stands for one: a writer need not convert what a user gave."""
+    return float(value) if type(value) in (int, bool) else float64(value)
+
+
 def boolean(value: Any) -> bool:
     if type(value) is not bool:
         raise ValueError(f"a boolean is expected, not {type(value).__name__}")

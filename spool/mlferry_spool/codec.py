@@ -14,11 +14,13 @@ import msgpack
 from mlferry_spool.checks import construct
 from mlferry_spool.errors import CorruptRecord, Unencodable, UnsupportedKind
 from mlferry_spool.frames import SKIPPABLE_FROM
-from mlferry_spool.limits import MAX_ELEMENTS, MAX_PAYLOAD_BYTES
-from mlferry_spool.records import RECORDS, BlobRef, Dataset, Kind, ModelOutput, Record
+from mlferry_spool.limits import MAX_PAYLOAD_BYTES, MAX_VALUES
+from mlferry_spool.records import RECORDS, BlobRef, Dataset, Kind, Metrics, ModelOutput, Record
 from mlferry_spool.shape import check_shape
 
 __all__ = ["KIND_OF", "as_fields", "decode", "pack", "packer"]
+
+_INT64 = (-(1 << 63), (1 << 63) - 1)
 
 KIND_OF: dict[type[Any], Kind] = {record: kind for kind, record in RECORDS.items()}
 
@@ -76,10 +78,26 @@ def decode(kind: int, payload: bytes) -> Record | None:
         values = _unpack(payload)
         if type(values) is not (dict if getattr(record, "AS_MAP", False) else list):
             raise ValueError(f"the payload is a {type(values).__name__}")
-        made: Record = construct(record, values)
+        plain = _plain_metrics(values) if kind == Kind.METRICS else None
+        made: Record = construct(record, values) if plain is None else plain
         return made
     except (ValueError, TypeError, RecursionError, MemoryError, OverflowError) as error:
         raise CorruptRecord(f"{record.__name__}: {error!s:.200}") from error
+
+
+def _plain_metrics(values: Any) -> Metrics | None:
+    """The record that nearly all are, checked in a third of the time of ``construct``, which decides in every other case."""
+    if len(values) != 3:
+        return None
+    timestamp, step, points = values
+    if type(timestamp) is not int or type(step) is not int or type(points) is not dict:
+        return None
+    if not (_INT64[0] <= timestamp <= _INT64[1] and _INT64[0] <= step <= _INT64[1]):
+        return None
+    for key, value in points.items():
+        if type(key) is not str or type(value) is not float:
+            return None
+    return Metrics(timestamp, step, points)
 
 
 def _unpack(payload: bytes) -> Any:
@@ -90,7 +108,7 @@ def _unpack(payload: bytes) -> Any:
         strict_map_key=True,
         max_str_len=MAX_PAYLOAD_BYTES,
         max_bin_len=MAX_PAYLOAD_BYTES,
-        max_array_len=MAX_ELEMENTS,
-        max_map_len=MAX_ELEMENTS,
+        max_array_len=MAX_VALUES,
+        max_map_len=MAX_VALUES // 2,
         max_ext_len=0,
     )

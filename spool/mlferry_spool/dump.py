@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlferry_spool.layout import segment_offset
 from mlferry_spool.limits import MAX_SEGMENT_BYTES
 from mlferry_spool.records import Kind
 from mlferry_spool.tailer import Cursor, Entry, Lost, scan
+from mlferry_spool.trust import open_trusted
 
 __all__ = ["dump_segment"]
 
@@ -25,8 +27,9 @@ def dump_segment(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         CorruptSegment: this is no segment.
         UnsupportedVersion: it is one of a newer format.
+        UntrustedFile: it is a pipe, a link or otherwise no plain file.
     """
-    with path.open("rb") as file:
+    with os.fdopen(open_trusted(path), "rb") as file:
         data = file.read(MAX_SEGMENT_BYTES)
     preamble = read_preamble(data)
     if preamble is None:

@@ -24,6 +24,8 @@ __all__ = ["Durability"]
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 #: Failures in a row after which nothing is written again: a disk that fails each fsync would only be filled with copies.
+#: Beyond: logging goes on without a promise for a power cut, until an fsync succeeds.
+#: Test: tests/unit/spool/test_writer_faults.py::test_a_disk_that_fails_every_fsync_is_not_filled_with_copies
 _MAX_FAILURES = 3
 
 

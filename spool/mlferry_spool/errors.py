@@ -46,7 +46,7 @@ class UntrustedFile(SpoolError):
 
 
 class RecordTooLarge(SpoolError):
-    """One record is larger than a frame may be. It was not written; log it as an artifact instead."""
+    """One record is larger than a frame may be, or holds more values. It was not written; log it as an artifact instead."""
 
 
 class Unencodable(SpoolError):

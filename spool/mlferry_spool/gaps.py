@@ -14,7 +14,13 @@ from mlferry_spool.records import Dropped, Kind
 __all__ = ["Gap", "merged"]
 
 #: A disk may stay full for days: this many drops are folded into one entry.
+#: Beyond: one record counts all of them, by kind, with the latest reason.
+#: Test: tests/unit/spool/test_codec.py::test_drops_without_end_are_one_record_and_take_no_room
 _FOLD_AT = 256
+
+#: Characters of the reason why records were dropped: the last words must fit into the ballast.
+#: Beyond: cut.
+#: Test: tests/unit/spool/test_codec.py::test_reasons_are_text_that_a_frame_can_hold
 _REASON_CHARS = 500
 
 

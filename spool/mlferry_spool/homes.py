@@ -13,6 +13,7 @@ from mlferry_spool.files import Files
 from mlferry_spool.layout import BALLAST
 from mlferry_spool.limits import BALLAST_BYTES
 from mlferry_spool.liveness import hold
+from mlferry_spool.trust import check_root
 
 __all__ = ["Home"]
 
@@ -34,11 +35,14 @@ class Home:
 
         Raises:
             BlockingIOError: another process lives there.
+            PermissionError: the spool is one that others could put files into.
             OSError: the disk does not take it.
         """
         if directory != self._directory:
             self.leave()
+        check_root(directory)
         self._files.make_directory(directory)
+        check_root(directory)  # it may have been made by somebody else in between
         self._directory = directory
         if not self.locked:
             self._lock_fd = hold(directory)

@@ -13,6 +13,9 @@ from mlferry_spool.records import Open
 
 __all__ = ["introduced", "now_ms"]
 
+#: Characters of the name of the program that logs.
+#: Beyond: cut.
+#: Test: tests/unit/spool/test_limits.py::test_of_a_programs_name_so_much_is_kept_as_fits_an_opening
 _PROGRAM_CHARS = 200
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "find_run",
     "is_name",
     "new_run_directory",
+    "place_in_spool",
     "run_directories",
     "run_id_of",
     "segment_name",
@@ -40,6 +41,8 @@ BALLAST = "ballast"
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}")
 _RUN = re.compile(rf"(\d{{8}}T\d{{6}})-([A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}})")
+#: The last times that a directory's name has room for, Unix milliseconds.
+_YEAR_9999 = 253_402_300_799_999
 _SEGMENT = re.compile(r"(\d{20})\.seg")
 
 
@@ -47,10 +50,18 @@ def default_root(environ: Mapping[str, str]) -> Path:
     """``MLFERRY_DIR``, else ``$XDG_DATA_HOME/mlferry``, else ``~/.local/share/mlferry`` (XDG base directories, where a
     relative path counts as unset)."""
     if environ.get("MLFERRY_DIR"):
-        return Path(environ["MLFERRY_DIR"]).expanduser()
+        return _expanded(Path(environ["MLFERRY_DIR"]))
     data = Path(environ.get("XDG_DATA_HOME", ""))
-    home = Path(environ.get("HOME", "~")).expanduser()
+    home = _expanded(Path(environ.get("HOME", "~")))
     return (data if data.is_absolute() else home / ".local" / "share") / "mlferry"
+
+
+def _expanded(path: Path) -> Path:
+    """``~`` made a home; as it stands where nobody has that home, since no training may fail for it."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def is_name(text: str) -> bool:
@@ -98,6 +109,16 @@ def store_directory(root: Path) -> Path:
     return root / "store"
 
 
+def place_in_spool(directory: Path) -> tuple[Path, tuple[str, ...]]:
+    """The root of the spool that a directory lies in, and the names that lead there: by its path alone. No names: it lies in
+    none."""
+    parts = directory.parts
+    for depth, below in ((1, "store"), (2, "store"), (2, "runs"), (3, "runs")):
+        if len(parts) >= depth and parts[-depth] == below and (below == "store" or run_id_of(parts[1 - depth])):
+            return Path(*parts[:-depth]), parts[-depth:]
+    return directory, ()
+
+
 def writer_name(start_time_ms: int, rank: int | None, unique: str) -> str:
     """A writer's id: sorts by time (to the millisecond), tells the rank, and is unique by its random part.
 
@@ -107,7 +128,7 @@ def writer_name(start_time_ms: int, rank: int | None, unique: str) -> str:
 
 
 def _utc(time_ms: int) -> str:
-    return time.strftime("%Y%m%dT%H%M%S", time.gmtime(time_ms / 1000))
+    return time.strftime("%Y%m%dT%H%M%S", time.gmtime(min(max(time_ms, 0), _YEAR_9999) // 1000))
 
 
 def _children(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:

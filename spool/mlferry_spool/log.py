@@ -22,7 +22,7 @@ from mlferry_spool import limits, segments
 from mlferry_spool.codec import pack
 from mlferry_spool.durability import Durability
 from mlferry_spool.files import Files
-from mlferry_spool.frames import encode
+from mlferry_spool.frames import OVERHEAD, encode
 from mlferry_spool.gaps import Gap
 from mlferry_spool.homes import Home
 from mlferry_spool.introductions import introduced, now_ms
@@ -36,8 +36,9 @@ __all__ = ["Log", "State"]
 #: No segment grows past this, so that every frame ends before a reader stops looking.
 _LAST_BYTE = limits.MAX_SEGMENT_BYTES - 4 * limits.MAX_PAYLOAD_BYTES
 
-#: The file itself is at fault: a new one may do better. Everything else is the disk's or the directory's.
-_FILE_ERRORS = frozenset({errno.EIO, errno.EFBIG, errno.EBADF, errno.ESTALE})
+#: The file itself may be at fault, and a new one do better: also where another disk was mounted in the place of one that
+#: failed or turned read-only, since open files stay on the old one. Everything else is the disk's or the directory's.
+_FILE_ERRORS = frozenset({errno.EIO, errno.EFBIG, errno.EBADF, errno.ESTALE, errno.EROFS})
 
 
 class State(enum.Enum):
@@ -97,25 +98,34 @@ class Log:
 
     # -- records ---------------------------------------------------------------------------------------------
 
-    def keep(self, kind: int, payload: bytes, error: OSError) -> bool:
-        """Write a record after an error, or count it as dropped."""
+    def keep(self, kind: int, payload: bytes, place: tuple[int, int], failure: OSError | int) -> bool:
+        """A frame was counted at its place (sequence, salt) and not written, or only so many bytes of it: write it, or count
+        it as dropped."""
+        error = failure if isinstance(failure, OSError) else try_again()
+        try:
+            if self._take_back(len(payload) + OVERHEAD, place) and self.segment and isinstance(failure, int):
+                self.segment.write(encode(kind, place[0], payload, place[1]), failure, self._files)
+                return True
+        except OSError as again:
+            error = again
         return self._insist(partial(self._add, kind, payload), error) or self.drop(kind, self._trouble)
+
+    def _take_back(self, size: int, place: tuple[int, int]) -> bool:
+        """Uncount a frame that is still the last one of the open segment. Raises OSError."""
+        segment = self.segment
+        if segment is None or segment.salt != place[1]:
+            return False
+        if segment.sequence == place[0] + 1:
+            segment.take_back(size)
+            return True
+        # A signal handler has logged since. The number stays unused, which a reader counts as one frame lost.
+        segment.measure()
+        return False
 
     def drop(self, kind: int, reason: str, count: int = 1) -> bool:
         self._gap.add(kind, reason, count, now_ms())
         self.dropped += count
         return False
-
-    def complete(self, kind: int, payload: bytes, part: int, place: tuple[int, int]) -> OSError | None:
-        """A write of a frame at this place (sequence, salt) was short: write the rest. Returns the error if that fails."""
-        segment = self.segment
-        if segment is None or segment.salt != place[1]:  # it went out of use meanwhile
-            return try_again()
-        try:
-            segment.write(encode(kind, place[0], payload, place[1]), part, self._files)
-        except OSError as error:
-            return error
-        return None
 
     def act(self) -> None:
         """The segment is full, or every call is to be durable."""
@@ -148,6 +158,8 @@ class Log:
             return time.monotonic() >= self._retry_at and self._resume()
         if error.errno == errno.EAGAIN:
             return True
+        if error.errno == errno.EBADF and self.segment and self.segment.answers:
+            return True  # it met the closed door of a suspended log that a signal handler has resumed since
         if error.errno == errno.EBADF:
             self._forget_descriptors()
         if error.errno in _FILE_ERRORS and self._try_rotate():
@@ -169,19 +181,30 @@ class Log:
 
     def _settle(self) -> None:
         """State in the log what was dropped since the last time. Raises OSError."""
-        if self._gap and self.segment is not None:
-            gap = self._gap.take()
-            assert gap is not None
-            try:
-                self.segment.add(Kind.DROPPED, pack(gap), self._files)
-            except OSError:
+        segment = self.segment
+        if not self._gap or segment is None:
+            return
+        gap, before = self._gap.take(), segment.sequence
+        try:
+            if gap is not None:
+                segment.add(Kind.DROPPED, pack(gap), self._files)
+        except BaseException:  # also where a signal handler raises, but not where it does so after the write
+            if segment.sequence == before:
                 self._gap.put_back(gap)
-                raise
+            raise
 
     # -- what the caretaker does -----------------------------------------------------------------------------
 
-    def tend(self, now: float) -> None:
-        """Resume, mend, state a gap, give a sign of life, rotate by age; ``now``: seconds of ``time.monotonic()``."""
+    def tend(self, now: float) -> tuple[Segment | None, int, int]:
+        """Resume, mend, state a gap, give a sign of life, rotate by age; ``now``: seconds of ``time.monotonic()``.
+
+        Returns what is to be synced then: the open segment with its length in bytes and in frames.
+        """
+        self._tend(now)
+        segment = self.segment
+        return (segment, segment.position, segment.sequence) if segment else (None, 0, 0)
+
+    def _tend(self, now: float) -> None:
         if self.state is State.SUSPENDED and now >= self._retry_at:
             self._resume()
         self.mend()

@@ -6,30 +6,33 @@ writer, or half copied is read as far as it goes. It never decides that a writer
 When is a segment over? When SEGMENT_END was read, or when a later segment stood in the directory *before* its last byte
 was read: the writer begins the next file before it ends the one before. Only then are bytes left over a torn tail.
 
-What is opened is a plain file with one link, owned by the directory's owner, under a name of the spool's own pattern;
-links, pipes and devices are refused without blocking (``UntrustedFile``).
+What is opened is a plain file under a name of the spool's own pattern; links, pipes, devices and other users' files are
+refused without blocking (``trust``).
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlferry_spool.codec import decode, pack
-from mlferry_spool.errors import CorruptRecord, CorruptSegment, UntrustedFile
+from mlferry_spool.errors import CorruptRecord, CorruptSegment
 from mlferry_spool.frames import OVERHEAD, PREAMBLE_BYTES, Preamble, read_preamble
 from mlferry_spool.layout import segment_offset
 from mlferry_spool.limits import MAX_SEGMENT_BYTES
 from mlferry_spool.records import Kind, SegmentEnd
 from mlferry_spool.tailer import Cursor, Entry, Lost, resync, scan
+from mlferry_spool.trust import open_trusted
 
-__all__ = ["LogReader", "open_trusted", "segment_offsets"]
+__all__ = ["LogReader", "segment_offsets"]
 
-#: Bytes looked at in one step: thousands of small records, or one of the largest with room to spare.
-WINDOW_BYTES = 2 << 20
+#: Bytes looked at in one step: hundreds of small records, of which each takes several times its bytes in memory; or, where
+#: these hold no whole record, one of the largest with room to spare.
+#: Beyond: the next step looks at the next.
+#: Test: tests/unit/spool/test_damage.py::test_a_good_header_on_the_border_of_two_windows_is_found,
+#: tests/unit/spool/test_damage.py::test_damage_larger_than_any_window_is_found_the_end_of
+_FIRST_WINDOW_BYTES, WINDOW_BYTES = 64 << 10, 2 << 20
 
 
 class LogReader:
@@ -40,7 +43,6 @@ class LogReader:
         cursor: where to go on; the start of the log by default.
         patience_s: seconds that damage in a growing segment must persist before it is believed. 0 on local file systems;
             on network file systems pages arrive out of order and holes read as zeros for a while.
-        window_bytes: how much is read in one step; more where one record needs it.
     """
 
     def __init__(
@@ -49,15 +51,14 @@ class LogReader:
         cursor: Cursor | None = None,
         *,
         patience_s: float = 0.0,
-        window_bytes: int = WINDOW_BYTES,
     ) -> None:
         self.directory = directory
         self.cursor = cursor or Cursor()
         self.ended = False
         self._patience_s = patience_s
-        self._window_bytes = window_bytes
         self._suspect: tuple[int, int, float] | None = None
         self._preamble: tuple[int, Preamble] | None = None
+        self._fruitless: tuple[Cursor, int, int] | None = None
 
     def __repr__(self) -> str:
         return f"LogReader({self.directory.name!r}, {self.cursor}, ended={self.ended})"
@@ -106,7 +107,7 @@ class LogReader:
         for offset in segment_offsets(self.directory):
             if offset >= self.cursor.segment:
                 try:
-                    size = self._path(offset).stat().st_size
+                    size = self._path(offset).lstat().st_size
                 except OSError:
                     continue
                 total += min(size, MAX_SEGMENT_BYTES) - (self.cursor.byte if offset == self.cursor.segment else 0)
@@ -148,14 +149,25 @@ class LogReader:
                 return [Lost(first.segment, 0, PREAMBLE_BYTES, 0, first)]
             self.cursor = first
         byte = self.cursor.byte
-        data = os.pread(fd, min(WINDOW_BYTES, size - byte), byte) if size > byte else b""
-        events, _ = scan(self.cursor, data, preamble.salt)
-        # A window holds any frame whole, so where it holds none and the file goes on there is damage.
-        return events if events or byte + len(data) >= size else self._search(fd, size, preamble.salt)
+        for window in (_FIRST_WINDOW_BYTES, WINDOW_BYTES):
+            data = os.pread(fd, min(window, size - byte), byte) if size > byte else b""
+            events, _ = scan(self.cursor, data, preamble.salt)
+            if events or byte + len(data) >= size:
+                return events
+        # The larger window holds any frame whole, so where it holds none and the file goes on there is damage.
+        return self._search(fd, byte + len(data), size, preamble.salt)
 
-    def _search(self, fd: int, size: int, salt: int) -> list[Entry | Lost]:
-        """Look for a good header behind the cursor, in windows that overlap by less than one header."""
-        at = self.cursor.byte + 1
+    def _search(self, fd: int, at: int, size: int, salt: int) -> list[Entry | Lost]:
+        """Look for a good header behind byte ``at``, in windows that overlap by less than one header.
+
+        That can take seconds in a file that somebody filled with near-headers; it is not done again before the file changes
+        (but where pages may arrive late without a sign).
+        """
+        stamp = (self.cursor, size, os.fstat(fd).st_mtime_ns)
+        if stamp == self._fruitless and self._patience_s <= 0:
+            return []
+        self._fruitless = stamp
+        at -= OVERHEAD - 1
         while len(data := os.pread(fd, min(WINDOW_BYTES, size - at), at)) >= OVERHEAD:
             lost = resync(self.cursor, data, at, salt)
             if lost:
@@ -215,42 +227,3 @@ def segment_offsets(directory: Path) -> list[int]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(offset for offset in map(segment_offset, names) if offset is not None)
-
-
-def open_trusted(path: Path) -> int:
-    """Open a file of the spool for reading, or refuse it. The checks are on the open file, so none can be swapped in.
-
-    Raises:
-        UntrustedFile: a link, a pipe, a socket, a device, a file with several links or of another owner than its directory.
-        OSError: it cannot be opened.
-    """
-    directory = _open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        fd = _open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, directory)
-        reason = _distrust(os.fstat(fd), os.fstat(directory))
-    finally:
-        os.close(directory)
-    if reason:
-        os.close(fd)
-        raise UntrustedFile(reason, path=path)
-    return fd
-
-
-def _open(path: Path, flags: int, directory: int | None = None) -> int:
-    name = path if directory is None else path.name
-    try:
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
-            raise UntrustedFile("a link, a socket, or not a directory where one must be", path=path) from error
-        raise
-
-
-def _distrust(status: os.stat_result, directory: os.stat_result) -> str:
-    if not stat.S_ISREG(status.st_mode):
-        return "not a regular file"
-    if status.st_nlink > 1:
-        return "it has several names"
-    if status.st_uid != directory.st_uid:
-        return "it has another owner than its directory"
-    return ""

@@ -14,11 +14,8 @@ reader's machine, an address, a user to act as or a secret.
 from __future__ import annotations
 
 import enum
-import sys
-from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import count, islice
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
 from mlferry_spool.checks import (
@@ -32,11 +29,13 @@ from mlferry_spool.checks import (
     int64,
     list_of,
     map_of,
+    number,
     optional,
     plain,
     text,
     unsigned,
 )
+from mlferry_spool.columns import cut, floats, integers
 
 __all__ = [
     "RECORDS",
@@ -152,7 +151,9 @@ def _model_output(value: Any) -> ModelOutput:
 class Open:
     """First in every segment: who writes, on which machine, into which run. Losing a segment loses no identity.
 
-    ``role``: ``primary`` (its end is the run's end), ``helper`` (a forked child: its death says nothing about the run).
+    ``role``: ``primary`` (its end is the run's end), ``helper`` (a forked child: its death says nothing about the run),
+    ``guest`` (somebody who adds to a run that others answer for: neither its life nor its death says anything).
+    ``offline_experiment_id`` names an experiment of this spool, ``experiment_id`` one of the server.
     ``attempt`` is shared by the ranks of one launch. ``locked``: ``writer.lock`` is held while the writer lives.
     Times are Unix milliseconds. ``user``, ``host`` are information, never acted upon.
     """
@@ -180,11 +181,13 @@ class Open:
     locked: bool = holds(boolean, False)
     heartbeat_s: float = holds(float64, 30.0)
     program: str = holds(text, "")
+    offline_experiment_id: str | None = holds(optional(text), None)
 
 
 @dataclass(frozen=True, slots=True)
 class RunUpdate:
-    """A change to the run itself. ``lifecycle``: ``deleted`` or ``active``."""
+    """A change to the run itself. ``lifecycle``: ``deleted`` or ``active``; ``end_time``: Unix milliseconds, of a run that
+    has one without having ended."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -192,23 +195,26 @@ class RunUpdate:
     run_name: str | None = holds(optional(text), None)
     status: str | None = holds(optional(text), None)
     lifecycle: str | None = holds(optional(text), None)
+    end_time: int | None = holds(optional(int64), None)
 
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """The run ended as far as this writer knows: Unix milliseconds and MLflow's status."""
+    """The run ended as far as this writer knows: Unix milliseconds and MLflow's status. ``timestamp``: when that was said,
+    where the end is a time that a user gave."""
 
     end_time: int = holds(int64)
     status: str = holds(text)
+    timestamp: int | None = holds(optional(int64), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Metric points of one timestamp (Unix milliseconds) and step; float64 values, bit-exact."""
+    """Metric points of one timestamp (Unix milliseconds) and step; float64 values, bit-exact, or integers for them."""
 
     timestamp: int = holds(int64)
     step: int = holds(int64)
-    values: dict[str, float] = holds(map_of(float64))
+    values: dict[str, float] = holds(map_of(number))
     model_id: str | None = holds(optional(text), None)
     dataset_name: str | None = holds(optional(text), None)
     dataset_digest: str | None = holds(optional(text), None)
@@ -238,24 +244,15 @@ class Series:
 
     def points(self) -> Iterator[tuple[float, int, int]]:
         """(value, step, timestamp) of each point, in the order logged."""
-        return zip(_floats(self.values), self._integers(self.steps), self._integers(self.timestamps), strict=False)
+        steps, timestamps = integers(self.steps, len(self)), integers(self.timestamps, len(self))
+        return zip(floats(self.values), steps, timestamps, strict=False)
 
-    def _integers(self, numbers: bytes | tuple[int, int]) -> Iterator[int]:
-        if isinstance(numbers, bytes):
-            return iter(_little_endian("q", numbers))
-        first, stride = numbers
-        return islice(count(first, stride), len(self))
-
-
-def _floats(numbers: bytes) -> Iterator[float]:
-    return iter(_little_endian("d", numbers))
-
-
-def _little_endian(code: str, data: bytes) -> array[Any]:
-    numbers = array(code, data)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers
+    def parts(self, length: int) -> Iterator[Series]:
+        """The same points in order, in series of at most so many."""
+        for start in range(0, len(self), length):
+            end = min(start + length, len(self))
+            columns = (self.values[8 * start : 8 * end], cut(self.steps, start, end), cut(self.timestamps, start, end))
+            yield replace(self, values=columns[0], steps=columns[1], timestamps=columns[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +328,7 @@ class ModelStart:
     experiment_name: str | None = holds(optional(text), None)
     params: dict[str, str] = holds(map_of(text), dict)
     tags: dict[str, str] = holds(map_of(text), dict)
+    offline_experiment_id: str | None = holds(optional(text), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +351,9 @@ class ModelUpdate:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentOperation:
-    """create, rename, delete, restore, set_tag or delete_tag of an experiment, by its name at that time."""
+    """An experiment of this spool is changed; ``name`` is the one it has before that. ``operation`` with its ``details``:
+    ``create`` (``tags``, ``artifact_location``), ``rename`` (``new_name``), ``delete``, ``restore``, ``set_tag`` (``key``,
+    ``value``), ``delete_tag`` (``key``)."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -361,6 +361,7 @@ class ExperimentOperation:
     operation: str = holds(text)
     name: str = holds(text)
     details: dict[str, Any] = holds(map_of(plain), dict)
+    offline_experiment_id: str | None = holds(optional(text), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,13 +379,18 @@ class RegistryOperation:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A trace's information as MLflow's TraceInfo dictionary."""
+    """A change to a trace. ``operation``: none (it starts; ``info`` is MLflow's TraceInfo as a dictionary), ``locate``
+    (only its experiment), ``set_tag`` (``key``, ``value``), ``delete_tag`` (``key``), ``assess`` (``assessment``,
+    ``deleted``), ``link`` (``run_id``), ``link_prompts`` (``prompts``: ``name`` and ``version`` each) or ``delete``."""
 
     AS_MAP: ClassVar[bool] = True
 
     timestamp: int = holds(int64)
     trace_id: str = holds(text)
     info: dict[str, Any] = holds(map_of(plain), dict)
+    operation: str | None = holds(optional(text), None)
+    experiment_name: str | None = holds(optional(text), None)
+    offline_experiment_id: str | None = holds(optional(text), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,20 +52,43 @@ class Segment:
     def write(self, frame: bytes, part: int, files: Files) -> None:
         """Write a frame whose first ``part`` bytes a short write has left there. Raises OSError, and then there is none.
 
-        A short write does not say why it was short; to write the rest does (write(2)).
+        A short write does not say why it was short; to write the rest does (write(2)). The counters go ahead of the write,
+        so that they are right, too, where a signal handler raises after it.
         """
+        start, size = self.position, len(frame)
+        if part and os.fstat(self.fd).st_size != start + part:
+            self.broken = True
+            raise OSError(errno.EIO, "the segment's length is not what was written")
+        self.sequence += 1
+        self.position = start + size
         try:
-            if part and os.fstat(self.fd).st_size != self.position + part:
-                raise OSError(errno.EIO, "the segment's length is not what was written")
-            while part < len(frame):
+            while part < size:
                 written = files.write(self.fd, frame[part:] if part else frame)
                 if not written:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 part += written
         except OSError as error:
+            self.sequence -= 1
+            self.position = start
             raise self._cut_off(part, error, files) from None
-        self.sequence += 1
-        self.position += len(frame)
+
+    def take_back(self, size: int) -> None:
+        """The last frame, of this many bytes, was counted and not written."""
+        self.sequence -= 1
+        self.position -= size
+
+    def measure(self) -> None:
+        """Count the bytes that are there, whosever they are."""
+        self.position = os.fstat(self.fd).st_size
+
+    @property
+    def answers(self) -> bool:
+        """Whether the descriptor is still one."""
+        try:
+            os.fstat(self.fd)
+        except OSError:
+            return False
+        return True
 
     def _cut_off(self, part: int, error: OSError, files: Files) -> OSError:
         """Take back the ``part`` of a frame that was written before the error. Returns the error to handle.

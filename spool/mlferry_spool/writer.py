@@ -29,11 +29,12 @@ dropped and a nested ``close`` refuses, rather than wait for the thread that it 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from weakref import WeakSet
 from zlib import crc32
 
@@ -42,19 +43,22 @@ from mlferry_spool.caretaker import Caretaker, caretaker
 from mlferry_spool.codec import KIND_OF, as_fields, pack, packer
 from mlferry_spool.errors import RecordTooLarge, Unencodable
 from mlferry_spool.files import Files, OsFiles
-from mlferry_spool.frames import BEYOND_LENGTH, CHECKS, EXT32, HEADER, OVERHEAD
+from mlferry_spool.frames import BEYOND_LENGTH, EXT32, HEAD, HEADER, OVERHEAD
 from mlferry_spool.log import Log, State
-from mlferry_spool.records import Open, Record
+from mlferry_spool.records import Kind, Open, Record
 from mlferry_spool.settings import Fsync, Settings
+from mlferry_spool.shape import SURELY_SMALL_BYTES, check_shape
 
 __all__ = ["Fsync", "Settings", "Writer"]
 
 _pack_header = HEADER.pack
-_pack_checks = CHECKS.pack
-_MAX_PAYLOAD_BYTES = limits.MAX_PAYLOAD_BYTES
+_pack_head = HEAD.pack
 _OVERHEAD = OVERHEAD
 _BEYOND_LENGTH = BEYOND_LENGTH
 _NOWHERE = -1
+_OPEN = State.OPEN
+
+T = TypeVar("T")
 
 
 class Writer:
@@ -86,19 +90,19 @@ class Writer:
         self._caretaker = tended_by
         self._start_anew(Log(run_directory, opening, self._settings, files, on_trouble, tended_by.wake))
         _writers.add(self)
-        with self._slowly():
-            self._log.open()
+        self._slowly(self._log.open)
         self._caretaker.register(self)
 
     def _start_anew(self, log: Log) -> None:
         """Nothing written, nothing counted: a new writer, or a parent's writer found in a forked child."""
         self._lock = threading.RLock()
+        self._acquire, self._release = self._lock.acquire, self._lock.release
         self._pack = packer().pack
         self._log = log
         self._slow = False
         self._fd = _NOWHERE
         self._salt = self._sequence = self._position = self._act_at = 0
-        self.appended = 0
+        self._appended = self._counted = 0
 
     def __repr__(self) -> str:
         state = self._log.state.value
@@ -113,6 +117,11 @@ class Writer:
     def directory(self) -> Path:
         """Where the segments are, or would be if the disk took them."""
         return self._log.directory
+
+    @property
+    def appended(self) -> int:
+        """Records that were kept, last words included."""
+        return self._appended + self._sequence - self._counted
 
     @property
     def dropped(self) -> int:
@@ -131,38 +140,48 @@ class Writer:
 
         Raises:
             Unencodable: msgpack or UTF-8 cannot hold a value. Nothing was written or counted.
-            RecordTooLarge: the packed record exceeds ``limits.MAX_PAYLOAD_BYTES``. Nothing was written or counted.
+            RecordTooLarge: more than ``limits.MAX_PAYLOAD_BYTES``, or than a reader takes. Nothing was written or counted.
         """
-        with self._lock:
+        acquire, release = (
+            self._acquire,
+            self._release,
+        )  # as locals: CPython looks longer for attributes that are called
+        pack, write = self._pack, self._write
+        try:  # what ``with`` does, in half the time; inside, since a signal handler can raise when ``acquire`` returns
+            acquire()
             try:
-                payload = self._pack(fields)
+                payload = pack(fields)
             except (TypeError, ValueError, OverflowError) as error:
                 raise Unencodable(str(error)) from None
             size = len(payload)
-            if size > _MAX_PAYLOAD_BYTES:
-                self._pack = packer().pack  # its buffer has grown and would stay so
-                raise RecordTooLarge(f"{size} bytes, the limit is {_MAX_PAYLOAD_BYTES}")
+            if size > SURELY_SMALL_BYTES:
+                self._look_at(payload)
             while True:
                 sequence = self._sequence
                 salt = self._salt
                 header = _pack_header(EXT32, size + _BEYOND_LENGTH, kind, sequence)
                 check = crc32(header, salt)
-                frame = header + _pack_checks(check, crc32(payload, check)) + payload
-                if sequence == self._sequence and salt == self._salt:
+                frame = _pack_head(header, check, crc32(payload, check)) + payload
+                if sequence == self._sequence and salt is self._salt:  # another object of the same value: built again
                     break
+            size += _OVERHEAD
             # No call from here to the write: see "Signals".
             self._sequence = sequence + 1
-            position = self._position = self._position + size + _OVERHEAD
-            self.appended += 1
+            position = self._position = self._position + size
             try:
-                written = self._write(self._fd, frame)
+                written = write(self._fd, frame)
             except OSError as error:
                 return self._recover(kind, payload, (sequence, salt), error)
-            if written != size + _OVERHEAD:
+            if written != size:
                 return self._recover(kind, payload, (sequence, salt), written)
             if position >= self._act_at:
-                self._act()
+                self._slowly(self._log.act)
             return True
+        finally:
+            try:  # noqa: SIM105 - which would cost every call
+                release()
+            except RuntimeError:  # a signal handler raised while another thread had the lock
+                pass
 
     # -- everything else -------------------------------------------------------------------------------------
 
@@ -194,72 +213,66 @@ class Writer:
             # Reentrant: only the interrupted thread itself gets here while a slow section is open.
             self._lock.release()
             return False
-        with self._slowly():
-            if self._log.state in (State.OPEN, State.SUSPENDED):
-                self.appended += self._log.say(words)
-            self._log.close()
+        self._slowly(partial(self._end, words))
         self._caretaker.forget(self)
         _writers.discard(self)
         return True
 
+    def _end(self, words: Sequence[tuple[Kind, bytes]]) -> None:
+        if self._log.state in (State.OPEN, State.SUSPENDED):
+            self._appended += self._log.say(words)
+        self._log.close()
+
     def tend(self, now: float) -> None:
         """What the caretaker does each interval; ``now`` in seconds of ``time.monotonic()``."""
-        with self._slowly():
-            self._log.tend(now)
-            segment, durability = self._log.segment, self._log.durability
-            position, sequence = (segment.position, segment.sequence) if segment else (0, 0)
+        segment, position, sequence = self._slowly(partial(self._log.tend, now))
+        durability = self._log.durability
         durability.sync(segment, position, sequence)
         if durability.failed:
-            with self._slowly():
-                self._log.mend()
+            self._slowly(self._log.mend)
 
     # -- slow sections ---------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _slowly(self) -> Iterator[None]:
-        """Hold the lock with the counters in the segment and ``_fd`` closed to nested appends."""
-        with self._lock:
-            self._slow, self._fd = True, _NOWHERE
-            segment = self._log.segment
-            if segment is not None:
-                segment.position, segment.sequence = self._position, self._sequence
-            try:
-                yield
-            finally:
-                self._quicken()
+    def _slowly(self, work: Callable[[], T]) -> T:
+        """Do something with the lock held, the counters in the segment and ``_fd`` closed to nested appends.
 
-    def _quicken(self) -> None:
-        segment = self._log.segment
-        if segment is not None:
-            self._salt, self._position, self._sequence = segment.salt, segment.position, segment.sequence
-            self._act_at = self._log.act_at
-        if segment is not None and self._log.state is State.OPEN:
-            self._fd = segment.fd
-        self._slow = False
+        Neither before nor after ``work()`` stands a call, so that no signal handler can raise there and leave half of it.
+        """
+        with self._lock:
+            try:
+                self._slow, self._fd = True, _NOWHERE
+                self._appended, self._counted = self._appended + self._sequence - self._counted, self._sequence
+                segment = self._log.segment
+                if segment is not None:
+                    segment.position, segment.sequence = self._position, self._sequence
+                return work()
+            finally:
+                segment = self._log.segment
+                if segment is not None:
+                    self._salt, self._position, self._sequence = segment.salt, segment.position, segment.sequence
+                    self._act_at = self._log.act_at
+                    if self._log.state is _OPEN:
+                        self._fd = segment.fd
+                self._slow, self._counted = False, self._sequence
 
     def _recover(self, kind: int, payload: bytes, place: tuple[int, int], failure: OSError | int) -> bool:
         """A write failed, or was short (its length): find out why, write again if that can help, else count."""
-        self.appended -= 1
-        sequence, salt = place
-        if self._sequence == sequence + 1 and self._salt == salt:
-            self._sequence = sequence
-            self._position -= len(payload) + _OVERHEAD
-        # Otherwise a signal handler has logged meanwhile: the number stays unused, which a reader counts as one frame lost.
         if self._slow:
             return self._log.drop(kind, "logged by a signal handler while the log was busy")
-        with self._slowly():
-            log = self._log
-            forked = log.state is State.FORKED
-            error = failure if isinstance(failure, OSError) else log.complete(kind, payload, failure, place)
-            kept = error is None or log.keep(kind, payload, error)
-            self.appended += kept
+        forked = self._log.state is State.FORKED
+        kept = self._slowly(partial(self._log.keep, kind, payload, place, failure))
+        self._appended -= not kept  # the hot path has counted it
         if forked:
             self._caretaker.register(self)
         return kept
 
-    def _act(self) -> None:
-        with self._slowly():
-            self._log.act()
+    def _look_at(self, payload: bytes) -> None:
+        """Raises RecordTooLarge."""
+        try:
+            _checked(payload)
+        except RecordTooLarge:
+            self._pack = packer().pack  # its buffer has grown and would stay so
+            raise
 
     def _leave_parent(self) -> None:
         """In a forked child: these descriptors, locks and counts are the parent's."""
@@ -267,8 +280,12 @@ class Writer:
 
 
 def _checked(payload: bytes) -> bytes:
-    if len(payload) > _MAX_PAYLOAD_BYTES:
-        raise RecordTooLarge(f"{len(payload)} bytes, the limit is {_MAX_PAYLOAD_BYTES}")
+    if len(payload) > limits.MAX_PAYLOAD_BYTES:
+        raise RecordTooLarge(f"{len(payload)} bytes, the limit is {limits.MAX_PAYLOAD_BYTES}")
+    try:
+        check_shape(payload)
+    except ValueError as error:
+        raise RecordTooLarge(str(error)) from None
     return payload
 
 
