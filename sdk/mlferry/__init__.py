@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlferry.datasets import Dataset
-    from mlferry.errors import Misuse, MlferryError, NotLogged
+    from mlferry.delivering import RunStanding, Verdict, status, status_async, sync, sync_async
+    from mlferry.errors import Misuse, MlferryError, NotDelivered, NotLogged
     from mlferry.fluent import (
         active_run,
         delete_tag,
@@ -45,8 +46,11 @@ __all__ = [
     "Dataset",
     "Misuse",
     "MlferryError",
+    "NotDelivered",
     "NotLogged",
     "Run",
+    "RunStanding",
+    "Verdict",
     "__version__",
     "active_run",
     "delete_tag",
@@ -71,10 +75,19 @@ __all__ = [
     "set_tag",
     "set_tags",
     "start_run",
+    "status",
+    "status_async",
+    "sync",
+    "sync_async",
 ]
 
 #: The names that are not functions of ``mlferry.fluent``.
-_ELSEWHERE = {"Dataset": "datasets", "Misuse": "errors", "MlferryError": "errors", "NotLogged": "errors", "Run": "runs"}
+_ELSEWHERE = {
+    "Dataset": "datasets",
+    "Run": "runs",
+    **dict.fromkeys(("Misuse", "MlferryError", "NotDelivered", "NotLogged"), "errors"),
+    **dict.fromkeys(("RunStanding", "Verdict", "status", "status_async", "sync", "sync_async"), "delivering"),
+}
 
 
 def __getattr__(name: str) -> object:

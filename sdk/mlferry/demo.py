@@ -37,7 +37,7 @@ def train(checkpoint: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=_RATE, momentum=0.9)
     done = _restore(torch, checkpoint, model, optimizer)
     mlferry.set_experiment("mlferry-demo")
-    with mlferry.start_run(run_name="fashion-mnist-shaped"):
+    with mlferry.start_run(run_name="fashion"):
         mlferry.log_params({"batch_size": _BATCH, "learning_rate": _RATE, "epochs": _EPOCHS, "images": _IMAGES})
         for step in range(done, _EPOCHS * _IMAGES // _BATCH):
             loss = _train_step(torch, model, optimizer, images, labels, step)

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = ["forget", "install", "open_runs", "status_of", "watch"]
 
+#: Seconds that a handler of SIGTERM keeps the main thread, which may hold what the end of the runs needs.
 _HANDLER_WAITS_S = 0.1
+
+#: Seconds that a program which was told to end is given to write the end of its runs.
+#: Beyond: it dies of the signal; the agent closes the run.
+#: Test: tests/unit/sdk/test_endings.py::test_sigterm_ends_a_program_whose_writer_is_stuck
 _AT_MOST_S = 5.0
 
 _open: dict[int, Run] = {}

@@ -52,6 +52,19 @@ class DescriptionTwice(Misuse):
     """The description is given both as an argument and as the tag mlflow.note.content. Leave one of them out."""
 
 
+class BadSpoolUri(Misuse):
+    """A spool's URI is spool: for the default one, or spool:///path, without host, query or fragment. Give one of these."""
+
+
+class NeedsServer(Misuse):
+    """This needs an MLflow server, and a spool is none. Do it where the server can be reached, with MLFLOW_TRACKING_URI set
+    to the server's address; what was logged to the spool gets there by `mlferry sync`."""
+
+
+class NotDelivered(MlferryError):
+    """Delivery could not be tried. Everything waits in the spool; the reason says what to set right."""
+
+
 class NotLogged(MlferryError):
     """This was not logged; everything else was."""
 

@@ -13,14 +13,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mlferry import config, ending, opening
+from mlferry import config, ending, limits, opening
 from mlferry.automatic import automatic_tags, user_name
-from mlferry.errors import BadExperiment, BadStatus, DescriptionTwice, RunAlreadyActive, WrongParent
+from mlferry.errors import BadExperiment, BadStatus, DescriptionTwice, NotLogged, RunAlreadyActive, WrongParent
 from mlferry.names import name_of
 from mlferry.opening import Experiment, Identity
 from mlferry.runs import STATUSES, Run
 from mlferry.trouble import Trouble, warn
-from mlferry.validation import check_experiment_name, check_run_id
+from mlferry.validation import check_experiment_name, check_run_id, readable
 from mlferry_spool.layout import writer_name
 from mlferry_spool.records import Open
 
@@ -95,7 +95,7 @@ def set_experiment(experiment_name: str | None = None, experiment_id: str | int 
         _experiment = Experiment(name=check_experiment_name(experiment_name))
         os.environ["MLFLOW_EXPERIMENT_NAME"] = experiment_name
     else:
-        _experiment = Experiment(experiment_id=str(experiment_id))
+        _experiment = Experiment(experiment_id=readable(experiment_id))
     return _experiment
 
 
@@ -164,16 +164,22 @@ def open_run(
     given_tags = _with_description(dict(tags or {}), description)
     if parent_run_id is not None:
         check_run_id(parent_run_id)
+    name = None if run_name is None else readable(run_name)[: limits.MAX_TAG_CHARS]
     identity = _process().identify(run_id, parent_run_id)
-    if _process().undecided:
+    if _process().undecided and not identity.resumed:
         trouble.say(
-            "this is one of several ranks, but nothing tells this launch from another one, so each rank gets a run"
+            "this is one of several ranks, and nothing tells this launch from another one: this run is of this rank alone. "
+            "MLFERRY_RUN_ID, or torchrun's --rdzv-id, makes it one for all ranks that log"
         )
-    opened = _opening(identity, experiment, run_name, parent_run_id)
+    opened = _opening(identity, experiment, name, parent_run_id)
     run = Run(opening.locate(chosen.root, identity, opened.start_time), opened, chosen, trouble)
     run.on_end.append(_report)
     ending.install()
-    _introduce(run, identity, run_name, given_tags, parent_run_id)
+    try:
+        _introduce(run, identity, name, given_tags, parent_run_id)
+    except NotLogged:  # only where errors are to be raised: the caller gets no run, so none may stay open
+        run.end("FAILED")
+        raise
     _monitor(run, log_system_metrics)
     return run
 
@@ -194,7 +200,7 @@ def _opening(identity: Identity, experiment: Experiment, run_name: str | None, p
         experiment_name="Default" if unnamed and not identity.resumed else experiment.name,
         experiment_id=experiment.experiment_id,
         run_name=run_name or (None if identity.resumed else name_of(identity.run_id)),
-        user=user_name(os.environ),
+        user=readable(user_name(os.environ)),
         start_time=now,
         parent_run_id=parent_run_id,
         resumed=identity.resumed,
@@ -305,14 +311,16 @@ def log_metric(
         timestamp: Unix milliseconds, now if not given.
         synchronous: accepted as MLflow does and ignored: no call waits.
     """
-    _active.log_metric(key, value, step, timestamp)
+    log = _active.log_metric  # as a local: CPython looks longer for a method that is an attribute
+    log(key, value, step, timestamp)
 
 
 def log_metrics(
     metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None, synchronous: bool | None = None
 ) -> None:
     """Log points of several metrics at one step and time; a bad one stops only itself. Arguments as in ``log_metric``."""
-    _active.log_metrics(metrics, step, timestamp)
+    log = _active.log_metrics
+    log(metrics, step, timestamp)
 
 
 def log_series(key: str, values: Any, steps: Any = None, timestamps: Any = None) -> None:

@@ -42,12 +42,12 @@ def guarded(kind: Kind) -> Callable[[Callable[Concatenate[Owner, P], None]], Cal
     return decorate
 
 
-def explained(error: Exception) -> MlferryError:
-    """The error in this package's words: ours as they are, the disk's as ``NotStored``, the rest as ``BadArtifact``."""
+def explained(error: Exception, otherwise: type[MlferryError] = BadArtifact) -> MlferryError:
+    """The error in this package's words: ours as they are, the disk's as ``NotStored``, the rest as ``otherwise``."""
     if isinstance(error, MlferryError):
         return error
     if isinstance(error, SpoolError):
         return BadText(error.detail)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return NotStored(str(error))
-    return BadArtifact(f"{type(error).__name__}: {error!s:.300}")
+    return otherwise(f"{type(error).__name__}: {error!s:.300}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlferry.errors import BadExperiment
 from mlferry.launch import Launch, derive_run_id, detect
-from mlferry.validation import check_experiment_name, check_run_id
+from mlferry.validation import check_experiment_name, check_run_id, readable
 from mlferry_spool.layout import find_run, new_run_directory
 
 __all__ = ["Experiment", "Identity", "Process", "launcher", "locate", "resolve_experiment"]
@@ -113,12 +113,12 @@ def resolve_experiment(
     if name is not None:
         return Experiment(name=check_experiment_name(name))
     if experiment_id is not None:
-        return Experiment(experiment_id=str(experiment_id))
+        return Experiment(experiment_id=readable(experiment_id))
     if active != Experiment():
         return active
     if environ.get("MLFLOW_EXPERIMENT_NAME"):
-        return Experiment(name=environ["MLFLOW_EXPERIMENT_NAME"])
-    return Experiment(experiment_id=environ.get("MLFLOW_EXPERIMENT_ID") or None)
+        return Experiment(name=readable(environ["MLFLOW_EXPERIMENT_NAME"]))
+    return Experiment(experiment_id=readable(environ.get("MLFLOW_EXPERIMENT_ID", "")) or None)
 
 
 def launcher() -> str:

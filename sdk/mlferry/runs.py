@@ -16,10 +16,9 @@ RUN_END.
 
 from __future__ import annotations
 
-import operator
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,12 +27,12 @@ from typing import TYPE_CHECKING, Any
 
 from mlferry import ending, values
 from mlferry.config import Config, OnError
-from mlferry.errors import BadArtifact, BadStatus, BadText, MlferryError, NotStored, ParamChanged
-from mlferry.guard import guarded
+from mlferry.errors import BadArtifact, BadMetric, BadStatus, BadStep, BadText, MlferryError, NotStored, ParamChanged
+from mlferry.guard import explained, guarded
 from mlferry.keeping import Keeper
 from mlferry.limits import MAX_INT64
 from mlferry.trouble import Trouble
-from mlferry.validation import KNOWN_KEYS, check_key, param_text, partition, tag_text
+from mlferry.validation import KNOWN_KEYS, check_key, entries, param_text, partition, readable, tag_text
 from mlferry.values import as_float, as_step, as_timestamp, defer
 from mlferry_spool.blobs import Blobs
 from mlferry_spool.codec import KIND_OF, as_fields
@@ -61,13 +60,20 @@ __all__ = ["STATUSES", "Run", "RunInfo"]
 STATUSES = frozenset({"RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"})
 
 _METRICS = int(Kind.METRICS)  # a plain int packs faster than an enum's member
-_METRICS_A_RECORD = 500  # names of 250 four-byte characters still fit a frame
-_TEXTS_A_RECORD = 25  # 8000 four-byte characters each
+
+#: Metrics, and texts, of one record: names of 250 characters of four bytes, and texts of 8000, still fit a frame.
+#: Beyond: the call writes several records.
+#: Test: tests/unit/sdk/test_limits.py::test_however_much_one_call_logs_it_fits_into_records
+_METRICS_A_RECORD, _TEXTS_A_RECORD = 500, 25
+
+#: Seconds that the end of a run waits for values that a GPU has not computed yet.
+#: Beyond: the run ends; a value that comes later is not logged.
+#: Test: tests/unit/sdk/test_limits.py::test_a_value_that_never_comes_does_not_keep_a_run_from_its_end
 _SETTLE_S = 10.0
+
 
 _time_ns = time.time_ns
 _known = KNOWN_KEYS.issuperset
-_count_of = operator.countOf  # compares by identity first, in C
 
 
 @dataclass(slots=True)
@@ -136,46 +142,58 @@ class Run:
             step: a whole number, 0 if not given.
             timestamp: Unix milliseconds, now if not given.
         """
+        append, checked = self._append, False
         try:
             if type(value) is float and key in KNOWN_KEYS and timestamp is None and (step is None or type(step) is int):
                 step = step or 0
                 if step <= MAX_INT64:
-                    if not self._append(_METRICS, (_time_ns() // 1_000_000, step, {key: value})):
-                        self._not_stored()
-                    return
-        except (SpoolError, TypeError):  # a step below int64, a name that is no text: the slow path says so
+                    checked = True
+                    if append(_METRICS, (_time_ns() // 1_000_000, step, {key: value})):
+                        return
+                    return self._not_stored()
+        except SpoolError:  # a step below int64: the slow path says so
             pass
-        self._log_slowly([(key, value)], step, timestamp)
+        except Exception:
+            if checked:  # it is asked for, or a signal handler's
+                raise
+        self._log_slowly([(key, value)], [], step, timestamp)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None) -> None:
         """Points of several metrics at one step and time, as one record. A bad one stops only itself."""
+        append, checked = self._append, False
         try:
-            if timestamp is None and (step is None or type(step) is int) and _known(metrics) and metrics:
-                step = step or 0
-                if _count_of(map(type, metrics.values()), float) == len(metrics) and step <= MAX_INT64:
-                    if not self._append(_METRICS, (_time_ns() // 1_000_000, step, metrics)):
-                        self._not_stored()
-                    return
-        except (SpoolError, TypeError, AttributeError):  # not all floats, or no mapping at all
+            if timestamp is None and (type(step) is int or step is None) and _known(metrics):
+                values = metrics.values()
+                # Floats, and integers among them, have a float for their sum: one call instead of a look at each. Only
+                # where the first is a float: what else could be summed may be tensors on a GPU.
+                for first in values:
+                    if type(first) is float and type(sum(values)) is float and (step := step or 0) <= MAX_INT64:
+                        checked = True
+                        if append(_METRICS, (_time_ns() // 1_000_000, step, metrics)):
+                            return
+                        return self._not_stored()
+                    break
+        except SpoolError:  # a step below int64
             pass
-        self._log_slowly(metrics.items() if isinstance(metrics, Mapping) else [(metrics, None)], step, timestamp)
+        except Exception:  # not all floats, or no mapping at all, unless this is asked for, or a signal handler's
+            if checked:
+                raise
+        self._log_slowly(*entries(metrics), step, timestamp)
 
-    def _log_slowly(self, items: Iterable[tuple[Any, Any]], step: Any, timestamp: Any) -> None:
+    def _log_slowly(self, pairs: list[tuple[Any, Any]], errors: list[MlferryError], step: Any, timestamp: Any) -> None:
         """Look at each name and value on its own; what is good is written, what is not yet known will be."""
-        pairs = list(items)
         try:
             at, when = as_step(step), as_timestamp(timestamp, _now_ms())
-        except MlferryError as error:
-            return self.refuse(Kind.METRICS, error, len(pairs))
+        except Exception as error:  # also what somebody else's class raises when it is shown
+            return self.refuse(Kind.METRICS, explained(error, BadStep), len(pairs) + len(errors))
         good: dict[str, float] = {}
-        errors: list[MlferryError] = []
         for key, value in pairs:
             try:
                 name = check_key(key)
                 if type(value) is float or not defer(value, partial(self._deliver, name, at, when)):
                     good[name] = as_float(value)
-            except MlferryError as error:
-                errors.append(error)
+            except Exception as error:  # whatever somebody else's class raises
+                errors.append(explained(error, BadMetric))
         names = list(good)
         for start in range(0, len(names), _METRICS_A_RECORD):
             self._write(
@@ -205,17 +223,17 @@ class Run:
 
     def log_param(self, key: str, value: Any) -> Any:
         """A param, written once: another value for it is refused. Returns the value."""
-        self._log_params([(key, value)])
+        self._log_params([(key, value)], [])
         return value
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Several params, as one record. A bad one stops only itself."""
-        self._log_params(params.items() if isinstance(params, Mapping) else [(params, None)])
+        self._log_params(*entries(params))
 
-    def _log_params(self, items: Iterable[tuple[Any, Any]]) -> None:
-        good, errors = partition(items, self._accept_param)
+    def _log_params(self, pairs: list[tuple[Any, Any]], errors: list[MlferryError]) -> None:
+        good, refused = partition(pairs, self._accept_param)
         self._put_texts(Params, good)
-        self._refuse_all(Kind.PARAMS, errors)
+        self._refuse_all(Kind.PARAMS, errors + refused)
 
     def _accept_param(self, key: str, value: Any) -> str:
         text = param_text(key, value, truncate=self.config.truncate, warn=self.trouble.say)
@@ -226,18 +244,18 @@ class Run:
 
     def set_tag(self, key: str, value: Any) -> None:
         """A tag; the last value counts."""
-        self._set_tags([(key, value)])
+        self._set_tags([(key, value)], [])
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Several tags, as one record. A bad one stops only itself."""
-        self._set_tags(tags.items() if isinstance(tags, Mapping) else [(tags, None)])
+        self._set_tags(*entries(tags))
 
-    def _set_tags(self, items: Iterable[tuple[Any, Any]]) -> None:
-        good, errors = partition(
-            items, lambda key, value: tag_text(key, value, truncate=self.config.truncate, warn=self.trouble.say)
+    def _set_tags(self, pairs: list[tuple[Any, Any]], errors: list[MlferryError]) -> None:
+        good, refused = partition(
+            pairs, lambda key, value: tag_text(key, value, truncate=self.config.truncate, warn=self.trouble.say)
         )
         self._put_texts(Tags, good)
-        self._refuse_all(Kind.TAGS, errors)
+        self._refuse_all(Kind.TAGS, errors + refused)
 
     def _put_texts(self, record: type[Params] | type[Tags], texts: dict[str, str]) -> None:
         names, when = list(texts), _now_ms()
@@ -395,10 +413,11 @@ class Run:
         self._monitor = monitor
         monitor.start()
 
+    @guarded(Kind.RUN_UPDATE)
     def rename(self, run_name: str) -> None:
         """Give the run another name."""
-        self.info.run_name = run_name
-        self.put(RunUpdate(_now_ms(), run_name=run_name))
+        self.info.run_name = readable(run_name)
+        self.put(RunUpdate(_now_ms(), run_name=self.info.run_name))
 
     def imply(self, status: str) -> None:
         """What an end that nobody names shall be from now on; a kill is not undone by the exceptions that follow it."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mlferry import limits
 from mlferry.errors import BadArtifactPath, BadExperiment, BadKey, BadRunId, BadText, MlferryError, TextTooLong
+from mlferry.guard import explained
 
 __all__ = [
     "KNOWN_KEYS",
@@ -20,8 +21,10 @@ __all__ = [
     "check_experiment_name",
     "check_key",
     "check_run_id",
+    "entries",
     "param_text",
     "partition",
+    "readable",
     "tag_text",
 ]
 
@@ -91,6 +94,21 @@ def _fit(what: str, text: str, limit: int, truncate: bool, warn: Callable[[str],
     return text[:limit]
 
 
+def readable(value: Any) -> str:
+    """A text that UTF-8 can hold, of anything: the environment carries other bytes as lone surrogates."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def entries(mapping: Any) -> tuple[list[tuple[Any, Any]], list[MlferryError]]:
+    """The entries of what a user gave as a mapping; or the error, where it is none or fails when it is asked for them."""
+    try:
+        if isinstance(mapping, Mapping):
+            return [(key, value) for key, value in mapping.items()], []
+        return [], [BadKey(f"a mapping is expected, not {type(mapping).__name__}")]
+    except Exception as error:  # whatever somebody else's class raises
+        return [], [explained(error, BadKey)]
+
+
 def partition(
     items: Iterable[tuple[Any, Any]], accept: Callable[[Any, Any], Any]
 ) -> tuple[dict[str, Any], list[MlferryError]]:
@@ -99,9 +117,10 @@ def partition(
     errors: list[MlferryError] = []
     for key, value in items:
         try:
-            good[check_key(key)] = accept(key, value)
-        except MlferryError as error:
-            errors.append(error)
+            name = check_key(key)
+            good[name] = accept(name, value)
+        except Exception as error:  # whatever somebody else's class raises when it is asked for its text
+            errors.append(explained(error, BadText))
     return good, errors
 
 
@@ -129,6 +148,6 @@ def check_run_id(run_id: Any) -> str:
 
 def check_experiment_name(name: Any) -> str:
     """An experiment's name. Raises BadExperiment."""
-    if not isinstance(name, str) or not 0 < len(name) <= limits.MAX_EXPERIMENT_CHARS:
+    if not isinstance(name, str) or not 0 < len(name) <= limits.MAX_EXPERIMENT_CHARS or readable(name) != name:
         raise BadExperiment(f"{name!r:.100}")
     return name
