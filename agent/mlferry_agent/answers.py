@@ -5,7 +5,8 @@ policy. The status alone does not classify an MLflow answer: 400 may be a passin
 refusal, 503 a restart or an artifact proxy that was switched off for good, and 200 may come from a hotel's login page.
 
 The rules are tried in this order, first match wins:
-1. 2xx: ACCEPTED when the body is what the endpoint answers with, else RETRY (a captive portal, a body cut short).
+1. 2xx: ACCEPTED when the body is what the endpoint answers with, else RETRY (a captive portal, a body cut short), or
+   SUSPECT where it is an object of JSON without the fields that we read: somebody answers, and does not know this.
 2. 3xx: CONFIG. A redirect is never followed: it could carry the credentials to another host.
 3. A known message of MLflow or of a proxy (`_MESSAGES`), where the code alone would mislead.
 4. MLflow's `error_code` (`_CODES`); JSON that was cut short is RETRY.
@@ -21,9 +22,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mlferry_agent.requests import API, ARTIFACTS, VERSION, Request
+from mlferry_agent.requests import API, ARTIFACTS, SPANS, VERSION, Request
+from mlferry_agent.shapes import has_shape, is_shaped
 
+#: Characters of a server's words that are kept with a record, shown and logged.
+#: Beyond: cut.
+#: Test: tests/unit/test_answers.py::test_a_long_or_deep_answer_is_cut
 MAX_REASON_LENGTH = 500
+
+#: Objects and lists, and values, in one large answer: each costs fifty times the bytes that it takes in JSON. The largest
+#: page of a metric's history has 25,000 objects of five values. Answers below the first of these are not counted.
+#: Beyond: it is no answer, and the request is tried again later.
+#: Test: tests/fuzz/test_agent_fuzz.py::test_an_answer_that_would_fill_the_memory_is_none
+_SMALL_BYTES, _MOST_PARTS, _MOST_COMMAS = 1 << 20, 1 << 19, 1 << 22
 
 
 class Verdict(enum.Enum):
@@ -169,7 +180,11 @@ def printable(text: str) -> str:
 
 
 def json_object(body: bytes) -> dict[str, object] | None:
-    """The JSON object that `body` is, or None when it is anything else."""
+    """The JSON object that `body` is, or None when it is anything else, also one that would fill the memory."""
+    if len(body) > _SMALL_BYTES and (
+        body.count(b"{") + body.count(b"[") > _MOST_PARTS or body.count(b",") > _MOST_COMMAS
+    ):
+        return None
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
@@ -178,9 +193,11 @@ def json_object(body: bytes) -> dict[str, object] | None:
 
 
 def _judge_success(request: Request, answer: Answer) -> tuple[Verdict, str]:
-    if _is_as_expected(request, answer.body):
-        return Verdict.ACCEPTED, "accepted"
-    return Verdict.RETRY, f"not an answer of MLflow: {_plain(answer.body)[:200]}"
+    if not _is_as_expected(request, answer.body):
+        return Verdict.RETRY, f"not an answer of MLflow: {_plain(answer.body)[:200]}"
+    if not _is_shaped(request, answer.body):
+        return Verdict.SUSPECT, f"not what MLflow answers here: {_plain(answer.body)[:200]}"
+    return Verdict.ACCEPTED, "accepted"
 
 
 def _is_as_expected(request: Request, body: bytes) -> bool:
@@ -191,9 +208,17 @@ def _is_as_expected(request: Request, body: bytes) -> bool:
     """
     if request.path == VERSION:
         return _VERSION.fullmatch(body) is not None
+    if request.path == SPANS:
+        return True  # a protobuf message, mostly an empty one
     if request.path.startswith(ARTIFACTS + "/"):
         return request.method in ("GET", "HEAD") or not body.strip() or json_object(body) is not None
     return json_object(body) is not None
+
+
+def _is_shaped(request: Request, body: bytes) -> bool:
+    """Whether an object of JSON has the fields that the agent reads."""
+    endpoint = request.path.rpartition("/mlflow/")[2]
+    return not has_shape(request.method, endpoint) or is_shaped(request.method, endpoint, json_object(body) or {})
 
 
 def _judge_error(request: Request, status: int, said: _Said) -> Verdict:

@@ -8,37 +8,68 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from mlferry_agent.answers import printable
 from mlferry_agent.courier import Courier
-from mlferry_agent.deliveries import Delivery, Terms
-from mlferry_agent.discovery import RunLog, discover, signature
-from mlferry_agent.errors import AgentError
+from mlferry_agent.deletions import Deletions
+from mlferry_agent.deliveries import Delivery
+from mlferry_agent.discovery import STORE, RunLog, discover, signature
+from mlferry_agent.errors import AgentError, RunDelayed, RunGone
 from mlferry_agent.feeds import Feed
 from mlferry_agent.identity import Identity
 from mlferry_agent.lanes import Lane, LaneQueue
 from mlferry_agent.ledger import Ledger, WriterRow
+from mlferry_agent.models import Models
+from mlferry_agent.store_delivery import StoreDelivery
+from mlferry_agent.terms import Terms
+from mlferry_spool.catalogue import Catalogue
 from mlferry_spool.liveness import Lock, probe
-from mlferry_spool.records import Open
+from mlferry_spool.records import ModelStart, Open
 
-__all__ = ["Carrier"]
+__all__ = ["Carrier", "Work"]
 
 _log = logging.getLogger("mlferry.agent")
 
 #: Runs delivered at once: each holds a few thousand records in memory.
+#: Beyond: the others wait; those that have waited longest come next.
+#: Test: tests/unit/agent/test_carrier.py::test_a_spool_of_many_runs_is_delivered_a_few_at_a_time
 _MAX_ACTIVE_RUNS = 32
 
-#: Seconds between two looks at the whole spool, whatever events say (Prometheus' WAL watcher uses the same).
-_FULL_SCAN_S = 15.0
+#: Seconds between two looks at the whole spool, whatever events say (Prometheus' WAL watcher uses the same). In a spool so
+#: large that a look takes long, looks are rarer, and take at most this share of the time.
+#: Beyond: what no event told is seen at the next look.
+#: Test: tests/unit/agent/test_carrier.py::test_looks_at_everything_are_rarer_the_longer_they_take
+_FULL_SCAN_S, _SCAN_SHARE = 15.0, 0.05
 
-Signature = tuple[tuple[str, int, int], ...]
+#: Runs that are looked at before others get the event loop.
+_RUNS_A_BREATH = 20
+
+#: Signature of a run's logs, and whether a writer holds its lock.
+_Look = tuple[tuple[tuple[str, int, int], ...], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the carrier has in hand: the runs that are not known to be delivered to their end, and which of them are being
+    delivered now, or delayed by what may pass. ``blind``: as the carrier's."""
+
+    runs: Sequence[RunLog] = ()
+    active: frozenset[str] = frozenset()
+    delayed: Mapping[str, str] = field(default_factory=dict)
+    blind: str | None = None
 
 
 class Carrier:
-    """Delivers the runs of a spool. ``on_progress(run_id, records)`` is called as records are acknowledged."""
+    """Delivers the runs of a spool. ``on_progress(run_id, records)`` is called as records are acknowledged.
+
+    ``blind``: why the last look at the whole spool saw nothing, None where it did.
+    """
 
     def __init__(
         self,
@@ -53,38 +84,70 @@ class Carrier:
         self._courier = courier
         self._terms = terms
         self._on_progress = on_progress
-        self._identity = Identity(ledger, courier, self._opening_of)
-        self._slots = asyncio.Semaphore(_MAX_ACTIVE_RUNS)
-        self._active: dict[str, asyncio.Task[None]] = {}
-        self._seen: dict[str, Signature] = {}
+        recreates = terms.deleted == "recreate"
+        self._identity = Identity(ledger, courier, self._opening_of, self._name_of, recreates=recreates)
+        self._deletions = Deletions(ledger, self._identity, terms.deleted)
+        self._catalogue = Catalogue(root)
+        self._models = Models(ledger, courier, self._identity, self._start_of)
+        self._store = StoreDelivery(root, ledger, courier, self._identity, self._models, on_progress)
         self._runs: dict[str, RunLog] = {}
-        self._scanned_at = -_FULL_SCAN_S
-        self.failure: AgentError | None = None
+        self._seen: dict[str, _Look] = {}
+        self._open: set[str] = set()
+        self._foreign: set[str] = set()
+        self._delayed: dict[str, str] = {}
+        self._due: dict[str, RunLog] = {}
+        self._active: dict[str, asyncio.Task[None]] = {}
+        self._scanned_at = self._searched_at = -math.inf
+        self._scan_took_s, self._asked = 0.0, False
+        self._failure: AgentError | None = None
+        self.blind: str | None = None
 
     async def deliver(self, runs: Iterable[RunLog]) -> None:
-        """Deliver these runs as far as they go now. Raises the first GaveUp or Misconfigured, after all have ended."""
-        for run in runs:
-            self._runs[run.run_id] = run
-            self._begin(run)
-        await asyncio.gather(*self._active.values())
-        if self.failure is not None:
-            raise self.failure
+        """Deliver these runs as far as they go now.
 
-    def look(self, *, everywhere: bool) -> None:
-        """Begin to deliver every run with news. ``everywhere``: look for new runs and writers too."""
-        now = time.monotonic()
-        if everywhere or now - self._scanned_at >= _FULL_SCAN_S:
-            self._runs = {run.run_id: run for run in discover(self._root)}
-            self._scanned_at = now
-            candidates = list(self._runs.values())
-        else:
-            candidates = [run for run in self._runs.values() if self._may_grow(run)]
-        for run in candidates:
-            if run.run_id not in self._active and self._has_news(run):
-                self._begin(run)
+        Raises:
+            GaveUp, Misconfigured, LedgerUnusable: the first of them; no further run was begun after it.
+        """
+        self._due = {run.run_id: run for run in runs}
+        self._runs.update(self._due)
+        self._start_store()
+        self._start()
+        while self._active:
+            await asyncio.wait(self._active.values(), return_when=asyncio.FIRST_COMPLETED)
+            if self._failure is not None:
+                self._due.clear()
+        if self._failure is not None:
+            raise self._failure
+        if not self._delayed:
+            await self._store.settle()
+
+    async def look(self, *, everywhere: bool) -> None:
+        """Begin to deliver every run with news. ``everywhere``: look for new runs and writers too, if it is not too soon
+        after the last time."""
+        began = time.monotonic()
+        self._asked |= everywhere
+        everywhere = self._may_scan(began)
+        if everywhere:
+            await self._scan()
+        if STORE not in self._active and (everywhere or STORE not in self._delayed) and self._store.has_news():
+            self._start_store()
+        for count, run_id in enumerate([*self._runs] if everywhere else [*self._open], 1):
+            run = self._runs.get(run_id)
+            if run is not None and run_id not in self._active and self._has_news(run, everywhere):
+                self._due.setdefault(run_id, run)
+                self._start()
+            if not count % _RUNS_A_BREATH:
+                await asyncio.sleep(0)
+        if everywhere:
+            self._scanned_at = time.monotonic()
+            self._scan_took_s = self._scanned_at - began
+            if STORE not in self._active:
+                # Some run is always under way where many are logged: what waits for another one must not wait for all.
+                self._start_store(settle=True)
 
     async def stop(self) -> None:
         """Break off what is on its way; what was acknowledged is in the ledger."""
+        self._due.clear()
         for task in self._active.values():
             task.cancel()
         await asyncio.gather(*self._active.values(), return_exceptions=True)
@@ -93,52 +156,169 @@ class Carrier:
     def is_busy(self) -> bool:
         return bool(self._active)
 
-    def _begin(self, run: RunLog) -> None:
-        task = asyncio.create_task(self._carry(run), name=f"deliver {run.run_id}")
-        self._active[run.run_id] = task
-        task.add_done_callback(lambda _: self._active.pop(run.run_id, None))
+    @property
+    def delayed(self) -> int:
+        """Runs whose last delivery was broken off by something that may pass; the log says by what."""
+        return len(self._delayed)
+
+    def work(self) -> Work:
+        """What is in hand. The lists are the caller's."""
+        names = self._active | self._due | dict.fromkeys(self._open) | self._delayed
+        runs = [run for name in names if (run := self._runs.get(name)) is not None]
+        return Work(runs, frozenset(self._active), dict(self._delayed), self.blind)
+
+    # -- which runs have news -------------------------------------------------------------------------------------------
+
+    def _may_scan(self, now: float) -> bool:
+        pause = self._scan_took_s / _SCAN_SHARE
+        return now - self._scanned_at >= (pause if self._asked else max(_FULL_SCAN_S, pause))
+
+    async def _scan(self) -> None:
+        self._asked = False
+        try:
+            self._runs = {run.run_id: run for run in await asyncio.to_thread(discover, self._root)}
+            self.blind = None
+        except OSError as error:
+            self.blind = f"the spool cannot be read: {error}"
+        gone = self._seen.keys() - self._runs.keys()
+        for run_id in gone:
+            del self._seen[run_id]
+        self._open &= self._runs.keys()
+        self._foreign &= self._open
+        self._delayed = {
+            run_id: said for run_id, said in self._delayed.items() if run_id in self._runs or run_id == STORE
+        }
+
+    def _has_news(self, run: RunLog, everywhere: bool) -> bool:
+        """Growth and the death of a writer are news at once; silence, and what was delayed, at a look everywhere."""
+        if run.run_id in self._delayed:
+            return everywhere
+        try:
+            found = self._look_at(run)
+        except OSError:
+            return everywhere  # the delivery will say what is wrong
+        return found != self._seen.get(run.run_id) or (everywhere and run.run_id in self._open and not found[1])
+
+    def _look_at(self, run: RunLog) -> _Look:
+        """Raises OSError."""
+        may_live = run.run_id in self._open and run.run_id not in self._foreign
+        return signature(run), may_live and any(probe(writer) is Lock.HELD for writer in run.writers())
+
+    # -- delivering them ------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Begin with those that have waited longest, as far as there is room."""
+        while self._due and len(self._active) < _MAX_ACTIVE_RUNS:
+            run = self._due.pop(next(iter(self._due)))
+            task = asyncio.create_task(self._carry(run), name=f"deliver {run.run_id}")
+            self._active[run.run_id] = task
+            task.add_done_callback(partial(self._ended, run.run_id))
+
+    def _start_store(self, *, settle: bool = False) -> None:
+        task = asyncio.create_task(self._carry_store(settle), name="deliver the store")
+        self._active[STORE] = task
+        task.add_done_callback(partial(self._ended, STORE))
+
+    async def _carry_store(self, settle: bool) -> None:
+        log = RunLog(STORE, ())
+        try:
+            if not settle:
+                await self._store.deliver()
+            if settle or (self._active.keys() == {STORE} and not self._due and not self._delayed):
+                await self._store.settle()
+            self._delayed.pop(STORE, None)
+        except RunDelayed as error:
+            self._delay(log, error.reason)
+        except AgentError as error:
+            self._failure = self._failure or error
+            self._delay(log, error.reason)
+        except OSError as error:
+            self._delay(log, f"its files cannot be read: {error}")
+        except Exception as error:
+            self._delay(log, f"{type(error).__name__}, a defect of mlferry", error)
+
+    def _ended(self, run_id: str, task: asyncio.Task[None]) -> None:
+        del self._active[run_id]
+        self._start()
 
     async def _carry(self, run: RunLog) -> None:
-        async with self._slots:
-            before = signature(run)
-            delivery = Delivery(
-                run,
-                self._ledger,
-                self._courier,
-                self._identity,
-                self._terms,
-                lambda records: self._on_progress(run.run_id, records),
-            )
-            try:
-                await delivery.deliver()
-            except AgentError as error:
-                self.failure = self.failure or error
-                return
-            except Exception:
-                # A defect of ours in one run must not stop the others; it is tried again when the run changes.
-                _log.exception("run %s could not be delivered", printable(run.run_id))
-            self._seen[run.run_id] = before
+        try:
+            self._seen[run.run_id] = self._look_at(run)
+            await self._deliver(run)
+            self._delayed.pop(run.run_id, None)
+            self._remember(run)
+        except RunDelayed as error:
+            self._delay(run, error.reason)
+        except AgentError as error:
+            self._failure = self._failure or error
+            self._delay(run, error.reason)
+        except OSError as error:
+            self._delay(run, f"its files cannot be read: {error}")
+        except Exception as error:
+            # A defect of ours in one run must not stop the others.
+            self._delay(run, f"{type(error).__name__}, a defect of mlferry", error)
 
-    def _has_news(self, run: RunLog) -> bool:
-        if self._seen.get(run.run_id) != signature(run):
-            return True
+    async def _deliver(self, run: RunLog) -> None:
+        try:
+            await self._delivery(run).deliver()
+        except RunGone as loss:
+            _log.warning("run %s: %s: %s", printable(run.run_id), printable(loss.reason), self._terms.deleted)
+            await self._deletions.settle(run.run_id, loss)
+            # Whoever deletes it again at once means it.
+            await self._delivery(run, replace(self._terms, deleted="quarantine")).deliver()
+
+    def _delivery(self, run: RunLog, terms: Terms | None = None) -> Delivery:
+        on_progress = partial(self._on_progress, run.run_id)
+        terms = terms or self._terms
+        parts = (self._ledger, self._courier, self._identity, self._models)
+        return Delivery(run, *parts, terms, on_progress, self._store.catch_up)
+
+    def _remember(self, run: RunLog) -> None:
         row = self._ledger.run(run.run_id)
-        return row is not None and row.parked is None and row.end_time is None and not self._lives(run)
+        if row is None or row.in_doubt or (row.end_time is None and row.parked is None and row.given_up is None):
+            self._open.add(run.run_id)
+            self._remember_where(run)
+        else:
+            self._open.discard(run.run_id)
 
-    def _lives(self, run: RunLog) -> bool:
-        """Whether some writer still holds its lock: then only growth is news."""
-        return any(probe(writer) is Lock.HELD for writer in run.writers())
+    def _remember_where(self, run: RunLog) -> None:
+        """Of a writer under another kernel silence tells, also where its lock is seen: it must be listened for."""
+        here = self._terms.machine.boot_id
+        openings = [row.opening for row in self._ledger.writers(run.run_id).values()]
+        is_foreign = any(opening is not None and opening.get("boot_id") != here for opening in openings)
+        (self._foreign.add if is_foreign else self._foreign.discard)(run.run_id)
 
-    def _may_grow(self, run: RunLog) -> bool:
-        row = self._ledger.run(run.run_id)
-        return row is None or (row.end_time is None and row.parked is None)
+    def _delay(self, run: RunLog, reason: str, defect: Exception | None = None) -> None:
+        """Say it once, and try again at the next look everywhere."""
+        if self._delayed.get(run.run_id) != reason:
+            _log.warning("run %s is delayed: %s", printable(run.run_id), printable(reason), exc_info=defect)
+        self._delayed[run.run_id] = reason
 
     def _opening_of(self, run_id: str) -> Open | None:
         """The OPEN record of a run in this spool, for the identity of a parent."""
-        run = self._runs.get(run_id) or next((found for found in discover(self._root) if found.run_id == run_id), None)
+        run = self._runs.get(run_id) or self._search(run_id)
         for writer in run.writers() if run is not None else ():
             feed = Feed(writer, WriterRow(run_id, writer.name))
             feed.fill({lane: LaneQueue(lane) for lane in Lane if lane is not Lane.OTHER}, 0.0)
             if feed.opening is not None:
                 return feed.opening
         return None
+
+    def _start_of(self, model_id: str) -> ModelStart | None:
+        """The MODEL_START of a model, wherever in the spool it stands."""
+        found = self._catalogue.model(model_id)
+        return None if found is None else found[0].start
+
+    def _name_of(self, offline_id: str) -> str | None:
+        """What an experiment of the spool is called now."""
+        state = self._catalogue.store().experiments().get(offline_id)
+        return None if state is None else state.name
+
+    def _search(self, run_id: str) -> RunLog | None:
+        """A run that was not asked for, or is newer than the last look. A thousand children of a parent that is nowhere must
+        not cost a thousand walks."""
+        now = time.monotonic()
+        if now - self._searched_at >= _FULL_SCAN_S:
+            self._runs = {**{run.run_id: run for run in discover(self._root)}, **self._runs}
+            self._searched_at = now
+        return self._runs.get(run_id)

@@ -7,7 +7,10 @@ processes of earlier attempts that were killed and requeued. The rules:
 2. A helper's death says nothing about the run.
 3. A writer that another one took over from does not count any more: whoever resumed the run answers for it. It was taken
    over if, after its last sign of life, a writer of another attempt began, or one of its own rank in the same attempt.
-4. Of those that count, the worst end is the run's: a writer that died without RUN_END makes it KILLED, then FAILED, then
+4. A guest, who adds to a run that others answer for, says nothing of it by its life or its death; but if it names an end,
+   that end counts.
+5. A writer that ended its log in order and named no end left its run running, as its program did: so it is on the server.
+6. Of those that count, the worst end is the run's: a writer that died without RUN_END makes it KILLED, then FAILED, then
    KILLED as logged, then FINISHED. So FINISHED needs every one of them to have said so.
 
 Life. Under the same kernel (boot id) the writer's lock tells, exactly. A writer on this very machine, on a local disk, from
@@ -32,13 +35,14 @@ _WORST_FIRST = ("KILLED", "FAILED", "FINISHED")
 
 @dataclass(frozen=True, slots=True)
 class WriterFacts:
-    """What is known of one writer. Times are Unix milliseconds. ``finished``: its log was ended in order."""
+    """What is known of one writer. Times are Unix milliseconds. ``finished``: its log is over; ``in_order``: it said so."""
 
     opening: Open
     end: RunEnd | None
     finished: bool
     last_sign: int
     alive: bool
+    in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +69,14 @@ def is_alive(
 
 def verdict(writers: list[WriterFacts]) -> Verdict:
     """How the run stands. ``writers`` is not empty."""
-    if any(writer.alive for writer in writers):
+    owners = [writer for writer in writers if writer.opening.role != "guest"] or writers
+    if any(writer.alive for writer in owners):
         return Verdict("RUNNING", None)
-    primary = [writer for writer in writers if writer.opening.role == "primary"] or writers
+    ending = [writer for writer in writers if writer.opening.role == "guest" and writer.end is not None]
+    primary = [writer for writer in writers if writer.opening.role == "primary"] + ending or owners
     counting = [writer for writer in primary if not _taken_over(writer, primary)] or primary
+    if any(writer.end is None and writer.in_order for writer in counting):
+        return Verdict("RUNNING", None)
     statuses = {_end_of(writer)[0] for writer in counting}
     status = next((word for word in _WORST_FIRST if word in statuses), "KILLED")
     return Verdict(status, max(_end_of(writer)[1] for writer in counting))

@@ -13,9 +13,9 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
+from mlferry_agent import requests
 from mlferry_agent.answers import Answer, Judgement, Verdict, classify
 from mlferry_agent.errors import GaveUp, Misconfigured, Unreachable
 from mlferry_agent.requests import API, ARTIFACTS, Request
@@ -24,6 +24,9 @@ from mlferry_agent.retry import Attempts, Backoff
 __all__ = ["Courier", "Health", "Reply", "Sender"]
 
 #: Seconds between two tries of a destination that is configured wrongly: somebody may be mending it.
+#: Beyond: the agent tries again, after half of it at the earliest; a command says what is wrong and ends.
+#: Test: tests/unit/agent/test_courier.py::
+#: test_a_wrong_token_is_raised_by_a_command_and_waited_for_by_the_daemon
 _CONFIG_RETRY_S = 60.0
 
 #: What every MLflow server has. If one of these is unknown, something else answers: an ingress without its backend, a
@@ -42,7 +45,7 @@ class Sender(Protocol):
 
     async def send(self, request: Request) -> Answer: ...
 
-    async def upload(self, request: Request, file: Path, size: int) -> Answer: ...
+    async def upload(self, request: Request, file: BinaryIO, size: int) -> Answer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +67,13 @@ class Reply:
 @dataclass(slots=True)
 class Health:
     """How the destination does. ``trouble``: the last failure in words, None while all is well. ``failing_since``: when
-    the first of the attempts began that failed since the last good answer."""
+    the first of the attempts began that failed since the last good answer. ``answered_at``: when that came. Both are of
+    the courier's clock."""
 
     trouble: str | None = None
     misconfigured: bool = False
     failing_since: float | None = None
+    answered_at: float | None = None
     requests: int = 0
     failures: int = 0
 
@@ -111,8 +116,8 @@ class Courier:
         """
         return await self._settle(request, lambda: self._sender.send(request), self._attempts())
 
-    async def upload(self, request: Request, file: Path, size: int) -> Reply:
-        """Send a file until settled. Raises as ``ask``, and ``UnreadableFile``."""
+    async def upload(self, request: Request, file: BinaryIO, size: int) -> Reply:
+        """Send an open file until settled, each time from its beginning. Raises as ``ask``, and ``UnreadableFile``."""
         # A transfer may take hours before it breaks off: they are not hours without a good answer.
         return await self._settle(
             request, lambda: self._sender.upload(request, file, size), self._attempts(), transfer=True
@@ -169,8 +174,19 @@ class Courier:
             judgement = Judgement(Verdict.CONFIG, error.reason)
         else:
             judgement = _in_context(request, classify(request, answer, now_s=time.time()))
+            if judgement.verdict is Verdict.CONFIG and answer.status == 403 and await self._is_let_in():
+                judgement = replace(judgement, verdict=Verdict.SUSPECT)
         self._note(judgement, self._clock() if transfer else began)
         return Reply(judgement, answer)
+
+    async def _is_let_in(self) -> bool:
+        """Whether the server takes us for somebody, asked for what everybody may ask. Then what it denied us is one thing
+        (a run, an experiment, a text that a firewall dislikes), and all else goes on."""
+        request = requests.search_experiments(max_results=1)
+        try:
+            return classify(request, await self._sender.send(request)).verdict is Verdict.ACCEPTED
+        except (Unreachable, Misconfigured):
+            return False
 
     def _note(self, judgement: Judgement, began: float) -> None:
         health = self.health
@@ -181,6 +197,7 @@ class Courier:
             health.failures += 1
         else:
             health.trouble = health.failing_since = None
+            health.answered_at = self._clock()
 
     def _delay(self, judgement: Judgement, attempts: Attempts) -> float | None:
         """Seconds until the next attempt, or None when the request is settled."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import configparser
 import ipaddress
+import os
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +26,17 @@ from pathlib import Path
 
 from mlferry_agent import encoding
 from mlferry_agent.errors import Misconfigured, Unencodable, WrongDestination
+from mlferry_spool.blobs import open_regular
 
 DEFAULT_TIMEOUT_S = 120.0
 """MLFLOW_HTTP_REQUEST_TIMEOUT when unset."""
+
+MAX_SECRET_BYTES = 1 << 16
+"""Of a file that holds a credential; no header takes more.
+
+Beyond: `Misconfigured`; no more than that is read.
+Test: tests/security/test_secrets.py::test_a_credential_without_end_is_not_read_to_its_end
+"""
 
 
 class Token:
@@ -81,8 +90,10 @@ class Destination:
     warnings: tuple[str, ...] = ()
 
 
-def destination(tracking_uri: str, environ: Mapping[str, str]) -> Destination:
+def destination(tracking_uri: str, environ: Mapping[str, str], origin: str = "") -> Destination:
     """Everything needed to talk to `tracking_uri`, from `environ` and the files that it names.
+
+    `origin` says where the URI was given: what stands on a command line is no secret on this machine.
 
     Raises:
         WrongDestination: not an http(s) URI; or credentials would cross a network in clear text without
@@ -92,6 +103,8 @@ def destination(tracking_uri: str, environ: Mapping[str, str]) -> Destination:
     _refuse_foreign_auth(environ)
     authorization, warnings = _authorization(environ)
     authorization = authorization or from_url
+    if from_url is not None and origin.startswith("--"):
+        warnings += (f"the password in {origin} can be read by every user: set MLFLOW_TRACKING_PASSWORD instead",)
     if authorization and not _is_private(url) and not _flag(environ, "MLFERRY_ALLOW_INSECURE"):
         raise WrongDestination(
             f"{url} would carry the credentials in clear text: use https://, or set MLFERRY_ALLOW_INSECURE=true"
@@ -142,10 +155,12 @@ def _refuse_foreign_auth(environ: Mapping[str, str]) -> None:
 def _authorization(environ: Mapping[str, str]) -> tuple[Token | None, tuple[str, ...]]:
     token_file = environ.get("MLFERRY_TOKEN_FILE")
     if token_file:
-        return _bearer(_read_secret(Path(token_file))), _exposed(Path(token_file))
+        secret, exposed = _read_secret(Path(token_file))
+        return _bearer(secret), exposed
     given = _credentials_directory(environ)
-    if given and (given / "mlflow-token").exists():
-        return _bearer(_read_secret(given / "mlflow-token")), ()
+    systemd_token = _given(given, "mlflow-token")
+    if systemd_token is not None:
+        return _bearer(systemd_token), ()
     file_user, file_password, warnings = _mlflow_file(environ)
     user = _given(given, "mlflow-username") or environ.get("MLFLOW_TRACKING_USERNAME") or file_user
     password = _given(given, "mlflow-password") or environ.get("MLFLOW_TRACKING_PASSWORD") or file_password
@@ -162,42 +177,66 @@ def _credentials_directory(environ: Mapping[str, str]) -> Path | None:
 
 def _given(directory: Path | None, name: str) -> str | None:
     path = directory / name if directory else None
-    return _read_secret(path) if path and path.exists() else None
+    return _read_secret(path)[0] if path and _is_there(path) else None
 
 
-def _read_secret(path: Path) -> str:
-    """The text of `path` less one final newline."""
+def _is_there(path: Path) -> bool:
+    """Raises Misconfigured where nobody can tell: a credential that may be there is not passed over."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Misconfigured(f"cannot read the credential {path}: {type(error).__name__}") from error
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise Misconfigured(f"cannot read the credential {path}: {type(error).__name__}") from None
+    return True
+
+
+def _read_secret(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The text of `path` less one final newline, and warnings."""
+    text, warnings = _read(path)
     text = text.removesuffix("\n").removesuffix("\r")
     if not text:
         raise Misconfigured(f"the credential {path} is empty")
-    return text
+    return text, warnings
 
 
-def _exposed(path: Path) -> tuple[str, ...]:
-    """A warning when others than the owner may read `path`."""
-    if path.stat().st_mode & 0o077:
-        return (f"{path} can be read by other users: chmod 600 {path}",)
-    return ()
+def _read(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The text of a small plain file, and warnings for whom it is no secret. Whatever it holds, no error shows it."""
+    try:
+        with open_regular(path) as file:
+            status, content = os.fstat(file.fileno()), file.read(MAX_SECRET_BYTES + 1)
+        if len(content) > MAX_SECRET_BYTES:
+            raise Misconfigured(f"the credential {path} is larger than {MAX_SECRET_BYTES} bytes")
+        return content.decode("utf-8"), _exposed(path, status)
+    except (OSError, ValueError) as error:
+        raise Misconfigured(f"cannot read the credential {path}: {type(error).__name__}") from None
+
+
+def _exposed(path: Path, status: os.stat_result) -> tuple[str, ...]:
+    """A warning when others than we may read `path`, and one when others may write it."""
+    found = []
+    if status.st_mode & 0o077:
+        found.append(f"{path} can be read by other users: chmod 600 {path}")
+    if status.st_uid not in (os.geteuid(), 0):
+        found.append(f"{path} belongs to user {status.st_uid}, who can exchange it: make it your own")
+    return tuple(found)
 
 
 def _mlflow_file(environ: Mapping[str, str]) -> tuple[str | None, str | None, tuple[str, ...]]:
     home = environ.get("HOME")
     path = Path(home) / ".mlflow" / "credentials" if home else None
-    if path is None or not path.exists():
+    if path is None or not _is_there(path):
         return None, None, ()
     ini = configparser.ConfigParser()
+    text, warnings = _read(path)
     try:
-        ini.read(path, encoding="utf-8")
-    except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        raise Misconfigured(f"cannot read {path}: {type(error).__name__}") from error
+        ini.read_string(text)
+    except configparser.Error as error:  # whose words quote the line
+        raise Misconfigured(f"cannot read {path}: {type(error).__name__}") from None
     if "mlflow" not in ini:
         return None, None, ()
     user, password = (_ini_value(ini, f"mlflow_tracking_{name}") for name in ("username", "password"))
-    return user, password, _exposed(path)
+    return user, password, warnings
 
 
 def _ini_value(ini: configparser.ConfigParser, name: str) -> str | None:
@@ -216,7 +255,10 @@ def _bearer(token: str) -> Token:
 
 
 def _basic(user: str, password: str) -> Token:
-    return Token("Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+    try:
+        return Token("Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+    except UnicodeEncodeError:  # whose words hold both
+        raise Misconfigured("the user name or the password is not Unicode text") from None
 
 
 def _is_private(url: str) -> bool:
@@ -249,8 +291,12 @@ def _proxy(url: str, environ: Mapping[str, str]) -> tuple[str | None, Token | No
     proxy = _either_case(environ, f"{parts.scheme}_proxy") or _either_case(environ, "all_proxy")
     if not proxy:
         return None, None
-    proxy_parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if proxy_parts.scheme not in ("http", "https") or not proxy_parts.hostname:
+    try:
+        proxy_parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        usable = proxy_parts.scheme in ("http", "https") and proxy_parts.hostname and proxy_parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
         raise Misconfigured(f"the {parts.scheme} proxy is not an http:// or https:// URL")
     bare = urllib.parse.urlunsplit((proxy_parts.scheme, proxy_parts.netloc.rpartition("@")[2], "", "", ""))
     return bare, _basic_of_url(proxy_parts)

@@ -11,54 +11,64 @@ a run the server gains nothing by more (its row locks serialise), and order is w
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from mlferry_agent import encoding, requests
+from mlferry_agent import requests
 from mlferry_agent.answers import Verdict
 from mlferry_agent.closing import WriterFacts, is_alive, verdict
 from mlferry_agent.courier import Courier, Reply
-from mlferry_agent.discovery import RunLog
-from mlferry_agent.errors import NotProxied, RunParked, UndeliverableName, Unencodable, UnreadableFile
-from mlferry_agent.feeds import Feed, Queues
+from mlferry_agent.discovery import RunLog, signature
+from mlferry_agent.errors import (
+    NotProxied,
+    RecordRefused,
+    RunDelayed,
+    RunDeleted,
+    RunGone,
+    RunParked,
+    UndeliverableName,
+    Unencodable,
+    UnreadableFile,
+)
+from mlferry_agent.feeds import Feed, Queues, written_at
 from mlferry_agent.identity import Identity
 from mlferry_agent.lanes import Action, Lane, LaneQueue
 from mlferry_agent.ledger import Ledger, Quarantined, RunRow, WriterRow
-from mlferry_agent.planner import Batch, Target, next_batch, next_transfer, request_for, split
-from mlferry_spool.blobs import Blob, Blobs, digest_of
-from mlferry_spool.errors import BlobMismatch, SpoolError
-from mlferry_spool.liveness import Machine, probe, this_machine
-from mlferry_spool.reader import open_trusted
+from mlferry_agent.models import Models
+from mlferry_agent.planner import Batch, Target, next_batch, next_transfer, request_for, split, texts_with_ids
+from mlferry_agent.rows import quarantine_name, shortfall
+from mlferry_agent.terms import Terms
+from mlferry_agent.translation import RUN_ID_TAG
+from mlferry_agent.uploads import Uploads
+from mlferry_spool.errors import SpoolError
+from mlferry_spool.liveness import Lock, probe
+from mlferry_spool.records import Inputs, ModelStart, ModelUpdate, Outputs
 
-__all__ = ["Delivery", "Terms"]
+__all__ = ["Delivery"]
 
-_SMALL = (Lane.PARAMS, Lane.ATTRIBUTES, Lane.METRICS, Lane.INPUTS)
+_SMALL = (Lane.PARAMS, Lane.ATTRIBUTES, Lane.MODELS, Lane.METRICS, Lane.INPUTS)
+
+#: What takes more than one request.
+_MODEL_ACTIONS = (Action.MODEL, Action.MODEL_LINK)
 
 #: Files of one run on their way at once; the transport bounds those of all runs together.
+#: Beyond: the others wait, while records go their way.
+#: Test: tests/unit/agent/test_limits.py::test_a_few_files_of_a_run_are_on_their_way_at_once
 _TRANSFERS = 4
 
 _DONE = (Verdict.ACCEPTED, Verdict.ALREADY)
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a delivery needs to know of its surroundings. ``local_disk``: no other machine writes to this spool."""
-
-    stale_after_s: float = 900.0
-    local_disk: bool = True
-    machine: Machine = this_machine()  # noqa: RUF009 - cached, the same for the life of the process
-
-    @property
-    def patience_s(self) -> float:
-        """Seconds that damage must persist before it is believed: pages of network file systems arrive out of order."""
-        return 0.0 if self.local_disk else 10.0
-
-
 class Delivery:
-    """One run's way to the server. ``on_progress`` is called with the number of records just acknowledged."""
+    """One run's way to the server.
+
+    Args:
+        on_progress: called with the number of records just acknowledged.
+        before: what to wait for between reading the run and sending it. What its records name, its experiment above all,
+            was logged before them, and must be on the server before them.
+    """
 
     def __init__(
         self,
@@ -66,56 +76,90 @@ class Delivery:
         ledger: Ledger,
         courier: Courier,
         identity: Identity,
+        models: Models,
         terms: Terms,
         on_progress: Callable[[int], None] = lambda records: None,
+        before: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._run = run
+        self._before = before
         self._ledger = ledger
         self._courier = courier
         self._identity = identity
+        self._models = models
         self._terms = terms
         self._on_progress = on_progress
         self._queues: Queues = {lane: LaneQueue(lane) for lane in Lane if lane is not Lane.OTHER}
         self._feeds: dict[str, Feed] = {}
         self._alive: dict[str, bool] = {}
         self._stored: dict[str, WriterRow] = {}
+        self._seen: object = ()
         self._target: Target | None = None
+        self._missing: list[str] = []
+        self._files = Uploads(ledger, courier, identity, models)
 
     async def deliver(self) -> None:
         """Deliver everything that is in the spool now; close the run if it is over.
 
         Raises:
             GaveUp, Misconfigured: as ``Courier.ask``. What was acknowledged until then is in the ledger.
+            RunDelayed: the server is too unwell to tell whose fault it is. LedgerUnusable: nothing can be noted.
+            RunGone: the run was deleted on the server, and the terms have an answer to that (see ``deletions``).
         """
         self._open_feeds()
+        if self._before is not None:
+            await self._before()
         opening = next((feed.opening for feed in self._feeds.values() if feed.opening is not None), None)
         row = self._ledger.run(self._run.run_id)
         if opening is None or (row is not None and row.parked is not None):
             self._commit()
+            return
+        if row is not None and row.given_up is not None:
+            await self._pass_over(row, opening.workspace)
             return
         try:
             if opening.run_id != self._run.run_id:
                 raise RunParked(f"its directory says run {self._run.run_id}, its records say {opening.run_id}")
             if self._is_news(row):
                 self._target = await self._identity.target(opening, self._run.directories[0].name)
+                await self._undelete()
                 await self._drain()
+                if self._missing:
+                    raise RunDelayed(f"{len(self._missing)} files are not in the spool yet, {self._missing[0]!r} first")
                 await self._close()
         except (RunParked, Unencodable) as error:
+            if self._is_answered(error):
+                raise
             self._park(error.reason)
         finally:
             self._commit()
+
+    def _is_answered(self, error: RunParked | Unencodable) -> bool:
+        """Whether the terms say what to do about it. What a server does not know at all is not dropped by itself: it may
+        be the wrong server."""
+        if self._terms.deleted == "recreate":
+            return isinstance(error, RunGone)
+        return self._terms.deleted == "drop" and isinstance(error, RunDeleted)
 
     # -- reading --------------------------------------------------------------------------------------------------------
 
     def _open_feeds(self) -> None:
         """Look who lives *before* the last read, so that nothing written between the two is taken for missing."""
+        self._seen = signature(self._run)
         known = self._ledger.writers(self._run.run_id)
+        dropped: dict[str, set[tuple[int, str, str]]] = {}
+        for entry in self._ledger.dropped(self._run.run_id):
+            dropped.setdefault(entry.writer_id, set()).add((entry.offset, entry.action, entry.name))
         for directory in self._run.writers():
             row = known.get(directory.name) or WriterRow(self._run.run_id, directory.name)
-            feed = Feed(directory, row, patience_s=self._terms.patience_s)
+            feed = Feed(directory, row, patience_s=self._terms.patience_s, dropped=dropped.get(directory.name, ()))
             self._feeds[directory.name] = feed
         self._fill()
         self._alive = {name: self._lives(feed) for name, feed in self._feeds.items()}
+        for name, feed in self._feeds.items():
+            if not self._alive[name]:
+                feed.believe()
+            feed.read_no_further()
         self._fill()
 
     def _fill(self) -> None:
@@ -128,21 +172,27 @@ class Delivery:
                     self._ledger.quarantine(entry)
 
     def _lives(self, feed: Feed) -> bool:
-        if feed.finished or feed.opening is None:
+        if feed.finished:
             return False
+        lock, terms = probe(feed.directory), self._terms
+        last_sign, now = max(feed.row.last_sign, written_at(feed.directory)), time.time_ns() // 1_000_000
+        if feed.opening is None:  # one that is about to write it, or that is seen late
+            return lock is Lock.HELD or (not terms.local_disk and now - last_sign <= terms.stale_after_s * 1000)
         return is_alive(
             feed.opening,
-            probe(feed.directory),
-            self._terms.machine,
-            local_disk=self._terms.local_disk,
-            last_sign=max(feed.row.last_sign, _modified(feed.directory)),
-            now=time.time_ns() // 1_000_000,
-            stale_after_s=self._terms.stale_after_s,
+            lock,
+            terms.machine,
+            local_disk=terms.local_disk,
+            last_sign=last_sign,
+            now=now,
+            stale_after_s=terms.stale_after_s,
         )
 
     def _is_news(self, row: RunRow | None) -> bool:
         """Whether the server has to be told anything."""
         if row is None or row.server_run_id is None or any(queue.outstanding for queue in self._queues.values()):
+            return True
+        if (row.lifecycle == "deleted") != self._deleted() or (row.in_doubt and not any(self._alive.values())):
             return True
         return (row.status, row.end_time) != self._standing() or row.reported != self._report()
 
@@ -169,7 +219,8 @@ class Delivery:
     def _start(self, running: dict[asyncio.Task[None], str | None]) -> None:
         """Begin what may run now: one small request, and transfers of files whose path is not on its way already."""
         if None not in running.values():
-            batch = next((batch for lane in _SMALL if (batch := next_batch(self._queues[lane])) is not None), None)
+            ready = (lane for lane in _SMALL if lane is not Lane.MODELS or not self._awaits_files(running.values()))
+            batch = next((batch for lane in ready if (batch := next_batch(self._queues[lane])) is not None), None)
             if batch is not None:
                 running[asyncio.create_task(self._carry(batch))] = None
         while len(running) < _TRANSFERS + (None in running.values()):
@@ -179,37 +230,94 @@ class Delivery:
                 return
             running[asyncio.create_task(self._carry(batch))] = batch.pieces[0].name
 
+    def _awaits_files(self, on_their_way: Iterable[str | None]) -> bool:
+        """Whether the next thing to say of a model is that it is ready, and files of it are not there yet."""
+        queue = self._queues[Lane.MODELS]
+        update = queue.ready[0].entity if queue.ready else None
+        if not isinstance(update, ModelUpdate) or update.status is None:
+            return False
+        names = [*on_their_way, *self._missing, *(piece.name for piece in self._queues[Lane.ARTIFACTS].ready)]
+        return any(name is not None and name.startswith(f"{update.model_id}/") for name in names)
+
     async def _carry(self, batch: Batch) -> None:
         """Have a batch delivered, or find and set aside what stands in its way."""
         assert self._target is not None
         try:
-            request = request_for(batch, self._target, self._ledger.server_run_id)
-            if batch.action is Action.UPLOAD:
-                reply = await self._upload(request, batch)
+            if batch.action in _MODEL_ACTIONS:
+                await self._tell_of_model(batch.pieces[0].entity)
+                self._settle(batch, delivered=True)
+                return
+            reply = await self._send(batch)
+        except FileNotFoundError as error:
+            if self._alive[batch.pieces[0].item.writer_id]:
+                self._missing.append(batch.pieces[0].name)  # still being copied here; it stays unacknowledged
             else:
-                reply = await self._courier.ask(request)
-        except (Unencodable, UndeliverableName, NotProxied, UnreadableFile, SpoolError, OSError) as error:
-            self._set_aside(batch, getattr(error, "reason", None) or str(error))
+                await self._refuse(batch, str(error))
+            return
+        except (
+            Unencodable,
+            UndeliverableName,
+            NotProxied,
+            UnreadableFile,
+            SpoolError,
+            OSError,
+            RecordRefused,
+        ) as error:
+            if batch.action is Action.MODEL_LINK and (loss := await self._identity.loss(self._target)) is not None:
+                raise loss from error  # the run's trouble, not the record's
+            await self._refuse(batch, getattr(error, "reason", None) or str(error))
             return
         if reply.verdict in _DONE or (reply.verdict is Verdict.GONE and batch.action is Action.DELETE_ARTIFACT):
             self._settle(batch, delivered=True)
-        elif reply.verdict is Verdict.GONE and await self._identity.is_deleted(self._target):
-            raise RunParked("the run was deleted on the server")
-        elif len(batch.pieces) == 1:
-            self._set_aside(batch, reply.reason)
+        elif reply.verdict is Verdict.GONE and (loss := await self._identity.loss(self._target)) is not None:
+            raise loss
+        elif reply.verdict is Verdict.SUSPECT and not await self._takes_anything():
+            raise RunDelayed(reply.reason)
         else:
-            for half in split(batch):
-                await self._carry(half)
+            await self._refuse(batch, reply.reason)
 
-    async def _upload(self, request: requests.Request, batch: Batch) -> Reply:
-        path, artifact = self._blob(batch), batch.pieces[0].entity
-        await asyncio.to_thread(_check_blob, path, Blob(artifact.sha256, artifact.size))
-        return await self._courier.upload(request, path, artifact.size)
+    async def _tell_of_model(self, record: ModelStart | ModelUpdate | Inputs | Outputs) -> None:
+        assert self._target is not None
+        workspace = self._target.workspace
+        if isinstance(record, ModelStart):
+            await self._models.begin(record, workspace)
+        elif isinstance(record, ModelUpdate):
+            await self._models.change(record, workspace)
+        else:
+            await self._models.link(self._target.server_run_id, record, workspace)
 
-    def _blob(self, batch: Batch) -> Path:
-        piece = batch.pieces[0]
-        run_directory = self._feeds[piece.item.writer_id].directory.parent
-        return Blobs(run_directory).path(piece.entity.sha256)
+    async def _send(self, batch: Batch) -> Reply:
+        assert self._target is not None
+        if batch.action is Action.MODEL_FILE:
+            return await self._files.upload_of_model(
+                batch.pieces[0].entity, self._directory(batch), self._target.workspace
+            )
+        if batch.action is Action.UPLOAD:
+            return await self._files.upload(batch.pieces[0].entity, self._directory(batch), self._target)
+        for text in texts_with_ids(batch):
+            await self._files.know(text, self._target.workspace)
+        return await self._courier.ask(request_for(batch, self._target, self._files.ids))
+
+    async def _takes_anything(self) -> bool:
+        """Whether the server takes what it has taken before, our own tag: only then is a batch to blame for an answer that
+        may as well be the server's illness."""
+        assert self._target is not None
+        sign = requests.set_tag(
+            self._target.server_run_id, RUN_ID_TAG, self._run.run_id, workspace=self._target.workspace
+        )
+        return (await self._courier.ask(sign)).verdict in _DONE
+
+    async def _refuse(self, batch: Batch, reason: str) -> None:
+        """The one bad piece is found by halves, and set aside."""
+        if len(batch.pieces) == 1:
+            self._set_aside(batch, reason)
+            return
+        for half in split(batch):
+            await self._carry(half)
+
+    def _directory(self, batch: Batch) -> Path:
+        """Where the blobs are that a batch names."""
+        return self._feeds[batch.pieces[0].item.writer_id].directory.parent
 
     # -- settling -------------------------------------------------------------------------------------------------------
 
@@ -226,7 +334,8 @@ class Delivery:
     def _set_aside(self, batch: Batch, reason: str) -> None:
         (piece,) = batch.pieces
         item = piece.item
-        entry = Quarantined(self._run.run_id, item.writer_id, item.offset, piece.action.value, piece.name[:300], reason)
+        name = quarantine_name(piece.name)
+        entry = Quarantined(self._run.run_id, item.writer_id, item.offset, piece.action.value, name, reason)
         with self._ledger.transaction():
             self._ledger.quarantine(entry)
         self._settle(batch, delivered=False)
@@ -242,14 +351,46 @@ class Delivery:
     def _park(self, reason: str) -> None:
         directory = self._run.directories[0].name
         row = self._ledger.run(self._run.run_id) or RunRow(self._run.run_id, directory)
+        self._put(replace(row, directory=row.directory or directory, parked=reason))
+
+    async def _pass_over(self, row: RunRow, workspace: str | None) -> None:
+        """The run was given up: acknowledge what is there of it without sending anything, and count it."""
+        while True:
+            for queue in self._queues.values():
+                self._give_up(queue)
+            self._commit()
+            self._fill()
+            if not any(queue.ready for queue in self._queues.values()):
+                break
+        for name, feed in self._feeds.items():
+            if not self._alive[name]:
+                feed.finish()
+        self._commit()
         with self._ledger.transaction():
-            self._ledger.put_run(replace(row, directory=row.directory or directory, parked=reason))
+            self._ledger.drop(self._ledger.quarantined(self._run.run_id))
+        report = self._report()
+        if row.server_run_id is not None and report != row.reported:
+            reply = await self._courier.ask(requests.set_report(row.server_run_id, row.reported, report, workspace))
+            # A run that is deleted there cannot be told, and need not be.
+            if reply.verdict in _DONE:
+                self._put(replace(row, reported=report))
+
+    def _give_up(self, queue: LaneQueue) -> None:
+        records = 0
+        while queue.ready:
+            piece = queue.ready.popleft()
+            queue.settle(piece, delivered=False)
+            if piece.item.is_settled:
+                self._feeds[piece.item.writer_id].give_up(1)
+                records += 1
+        self._on_progress(records)
 
     # -- closing --------------------------------------------------------------------------------------------------------
 
     async def _close(self) -> None:
         """Everything was delivered: say how the run stands, its end last of all."""
-        assert self._target is not None
+        target = self._target
+        assert target is not None
         for name, feed in self._feeds.items():
             if not self._alive[name]:
                 feed.finish()
@@ -258,33 +399,70 @@ class Delivery:
         status, end_time = self._standing()
         report = self._report()
         if report != row.reported:
-            tags = [encoding.tag(key, value) for key, value in report.items()]
-            if tags:
-                await self._tell(
-                    requests.log_batch(self._target.server_run_id, tags=tags, workspace=self._target.workspace)
-                )
+            await self._tell(requests.set_report(target.server_run_id, row.reported, report, target.workspace))
             row = self._put(replace(row, reported=report))
-        if end_time is not None:
-            await self._identity.settle_doubt(row, self._target)
+        if end_time is not None and self._has_spoken():
+            return
+        if not any(self._alive.values()):  # over, also where its program named no end
+            await self._identity.settle_doubt(row, target)
             row = self._ledger.run(self._run.run_id) or row
         if (row.status, row.end_time) != (status, end_time):
-            server_run_id, workspace = self._target.server_run_id, self._target.workspace
-            await self._tell(requests.update_run(server_run_id, status, end_time, workspace=workspace))
-            self._put(replace(row, status=status, end_time=end_time))
+            request = requests.update_run(target.server_run_id, status, end_time, workspace=target.workspace)
+            if end_time is None:
+                await self._tell(request)
+            elif not await self._tell_end(request, row):
+                return
+            row = self._put(replace(row, status=status, end_time=end_time))
+        if self._deleted() and row.lifecycle != "deleted":
+            await self._tell(requests.delete_run(target.server_run_id, target.workspace))
+            self._put(replace(row, lifecycle="deleted"))
+
+    def _has_spoken(self) -> bool:
+        """Whether somebody has logged to the run, or resumed it, since we looked: that is news for the next look."""
+        return signature(self._run) != self._seen
+
+    async def _tell_end(self, request: requests.Request, row: RunRow) -> bool:
+        """Say that the run is over, unless that is no longer so: a server may be away for hours. Raises as ``_tell``."""
+        attempts = self._courier.attempts()
+        while (reply := await self._courier.ask_once(request, attempts)).verdict is Verdict.RETRY:
+            if self._has_spoken():
+                self._put(replace(row, status=None))  # what the server has is unknown, so it is told at the next look
+                return False
+        await self._judge(reply)
+        return True
+
+    async def _undelete(self) -> None:
+        """A run that its program deleted, and we on the server with it, takes nothing more until it is restored."""
+        row = self._ledger.run(self._run.run_id)
+        if row is not None and row.lifecycle == "deleted" and self._target is not None:
+            await self._tell(requests.restore_run(self._target.server_run_id, self._target.workspace))
+            self._put(replace(row, lifecycle=None))
+
+    def _deleted(self) -> bool:
+        """What the run's program said last of its being there."""
+        said = [feed.row.lifecycle for feed in self._feeds.values() if feed.row.lifecycle is not None]
+        return max(said, default=(0, "active"))[1] == "deleted"
 
     async def _tell(self, request: requests.Request) -> None:
-        reply = await self._courier.ask(request)
+        await self._judge(await self._courier.ask(request))
+
+    async def _judge(self, reply: Reply) -> None:
         if reply.verdict is Verdict.GONE:
-            raise RunParked("the run was deleted on the server")
+            assert self._target is not None
+            raise await self._identity.loss(self._target) or RunParked(reply.reason)
+        if reply.verdict is Verdict.SUSPECT:
+            raise RunDelayed(reply.reason)
         if reply.verdict not in _DONE:
             raise RunParked(f"the server refuses the end of the run: {reply.reason}")
 
     def _standing(self) -> tuple[str, int | None]:
         """MLflow's status and the end time. A run with a log that only a newer agent can read is not over."""
-        if any(feed.stuck for feed in self._feeds.values()):
+        if any(feed.stuck or (feed.opening is None and self._alive[name]) for name, feed in self._feeds.items()):
             return "RUNNING", None
         facts = [
-            WriterFacts(feed.opening, feed.ending, feed.finished, feed.row.last_sign, self._alive[name])
+            WriterFacts(
+                feed.opening, feed.ending, feed.finished, feed.row.last_sign, self._alive[name], feed.row.in_order
+            )
             for name, feed in self._feeds.items()
             if feed.opening is not None
         ]
@@ -293,30 +471,11 @@ class Delivery:
 
     def _report(self) -> dict[str, str]:
         """Tags that tell on the server what is missing there; none if nothing is."""
-        rows = [feed.row for feed in self._feeds.values()]
-        counts = {
-            "mlferry.dropped": sum(row.dropped for row in rows),
-            "mlferry.lost": sum(row.lost for row in rows),
-            "mlferry.quarantined": len(self._ledger.quarantined(self._run.run_id)),
-        }
-        return {name: str(count) for name, count in counts.items() if count}
+        run_id = self._run.run_id
+        rows = (feed.row for feed in self._feeds.values())
+        return shortfall(rows, len(self._ledger.quarantined(run_id)), len(self._ledger.dropped(run_id)))
 
     def _put(self, row: RunRow) -> RunRow:
         with self._ledger.transaction():
             self._ledger.put_run(row)
         return row
-
-
-def _check_blob(path: Path, expected: Blob) -> None:
-    """Raises ``BlobMismatch``, ``UntrustedFile`` or OSError unless the blob is what its name says."""
-    with os.fdopen(open_trusted(path), "rb") as file:
-        if digest_of(file) != expected:
-            raise BlobMismatch(path=path)
-
-
-def _modified(directory: Path) -> int:
-    """When something was last written in a writer's directory, Unix milliseconds."""
-    try:
-        return max(entry.stat().st_mtime_ns for entry in directory.glob("*.seg")) // 1_000_000
-    except (OSError, ValueError):
-        return 0

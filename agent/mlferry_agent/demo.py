@@ -22,16 +22,19 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import plotext
 from rich.console import Console
 
 from mlferry_agent.config import Config, load
+from mlferry_agent.destinations import statuses
 from mlferry_agent.discovery import discover
 from mlferry_agent.errors import DemoFailed
 from mlferry_agent.ledger import Ledger, ledger_path
 from mlferry_agent.status import RunStatus, exit_code
-from mlferry_agent.syncing import statuses, sync, verify
-from mlferry_agent.views import progress, show_statuses, show_verifications
+from mlferry_agent.syncing import sync, verify
+from mlferry_agent.views.plots import plot
+from mlferry_agent.views.progress import progress
+from mlferry_agent.views.statuses import show_statuses
+from mlferry_agent.views.verifications import show_verifications
 from mlferry_spool.codec import decode
 from mlferry_spool.reader import LogReader
 from mlferry_spool.records import Metrics
@@ -155,7 +158,8 @@ def _server(directory: Path) -> Iterator[str]:
         str(where / "artifacts"),
     ]
     with (where / "server.log").open("wb") as log:
-        environ = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environ = {**os.environ, **quiet}  # no jobs here: their runner is seven more processes
         process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True, cwd=where)
     try:
         _wait_until_healthy(process, f"http://127.0.0.1:{port}", where)
@@ -194,13 +198,8 @@ def _deliver(directory: Path, url: str, console: Console, *, keep: bool) -> int:
 
 def _plot(directory: Path, console: Console) -> None:
     losses = sorted(_losses(directory).items())
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plot([step for step, _ in losses], [loss for _, loss in losses], marker="braille")
-    plotext.title("loss")
-    plotext.xlabel("step")
-    plotext.plot_size(min(console.width - 1, 90), 18)
-    console.file.write(f"\n{plotext.uncolorize(plotext.build())}\n")
+    drawn = plot(losses, "loss", "step", min(console.width - 1, 90), 18, ascii_only=console.options.ascii_only)
+    console.print(f"\n{drawn}\n", highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_url(config: Config, found: list[RunStatus], console: Console, *, keep: bool) -> None:
@@ -211,7 +210,10 @@ def _show_url(config: Config, found: list[RunStatus], console: Console, *, keep:
     if keep:
         console.input("The server runs until you press Enter. ")
     else:
-        console.print("(the server ends with the demo; `mlferry demo --keep` leaves it running)", highlight=False)
+        command = "mlferry" if shutil.which("mlferry") else sys.argv[0]
+        console.print(
+            f"(its server ends with the demo; to look at it: {command} demo --keep)", highlight=False, soft_wrap=True
+        )
 
 
 def _experiment_id(config: Config) -> str:

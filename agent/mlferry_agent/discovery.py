@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlferry_spool.layout import run_directories, run_id_of, segment_name, writer_directories
+from mlferry_spool.layout import run_directories, run_id_of, segment_name, store_directory, writer_directories
 from mlferry_spool.reader import segment_offsets
 
-__all__ = ["RunLog", "discover", "signature"]
+__all__ = ["STORE", "RunLog", "discover", "signature", "store_log", "written"]
+
+#: Stands where a run's id stands for what belongs to no run; no run can be called that.
+STORE = "(store)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,19 @@ def discover(root: Path) -> list[RunLog]:
     return [RunLog(run_id, tuple(directories)) for run_id, directories in found.items()]
 
 
+def store_log(root: Path) -> RunLog | None:
+    """What belongs to no run (experiments, registered models, traces), if the spool has any of it."""
+    log = RunLog(STORE, (store_directory(root),))
+    return log if next(log.writers(), None) is not None else None
+
+
 def signature(run: RunLog) -> tuple[tuple[str, int, int], ...]:
     """Changes whenever something was written: writer, last segment and its size."""
-    return tuple(_last(writer) for writer in run.writers())
+    return tuple(written(writer) for writer in run.writers())
 
 
-def _last(writer: Path) -> tuple[str, int, int]:
+def written(writer: Path) -> tuple[str, int, int]:
+    """How far a writer has come: its name, its last segment and the size of that."""
     offset = max(segment_offsets(writer), default=0)
     try:
         size = (writer / segment_name(offset)).stat().st_size

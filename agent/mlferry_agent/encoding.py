@@ -139,9 +139,9 @@ def run_name(name: str) -> str:
     """`name`, fit for runs/create and runs/update.
 
     Raises:
-        Unencodable: over 250 characters (PostgreSQL refuses the run), or no proper text.
+        Unencodable: longer than the tag that repeats it may be, or no proper text.
     """
-    return _text(name, "run name", limits.MAX_RUN_NAME_LENGTH)
+    return _text(name, "run name", limits.MAX_TAG_VALUE_LENGTH)
 
 
 def run_status(status: str) -> str:

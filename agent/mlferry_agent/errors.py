@@ -79,7 +79,14 @@ class LedgerUnusable(AgentError):
     """The ledger, in which the agent notes what was acknowledged, cannot be opened, read or written.
 
     The spool was not touched. Make room for the state directory, or make it writable for this user, or name another one with
-    MLFERRY_STATE_DIR; a ledger that is lost costs re-sending, never loss or duplicates.
+    MLFERRY_STATE_DIR. Move one away that is damaged: a ledger that is lost costs re-sending, never loss or duplicates.
+    """
+
+
+class FileTrouble(AgentError):
+    """The operating system refused a file or directory that the command needs.
+
+    Nothing was deleted and everything is kept. Look at its owner, its permissions and the room on its disk.
     """
 
 
@@ -105,6 +112,43 @@ class RunParked(AgentError):
     """
 
 
+class RunGone(RunParked):
+    """The server does not know a run any more that it knew; every other run goes on.
+
+    Everything of it is kept in the spool. Look whether this is the right server and workspace. Then `mlferry retry RUN` with
+    `mlferry sync --deleted recreate` delivers all of it again, and `mlferry drop RUN` gives it up.
+    """
+
+
+class RunDeleted(RunGone):
+    """Somebody deleted the run or its experiment on the server; every other run goes on.
+
+    Everything of it is kept in the spool. Restore it there, then `mlferry retry RUN`; or `mlferry retry RUN` and
+    `mlferry sync --deleted recreate`, which delivers all of it again; or `mlferry drop RUN`, which gives it up.
+    """
+
+
+class RecordRefused(AgentError):
+    """The server refuses one record for good; everything else goes on.
+
+    It is kept in the spool and set aside with the server's words. Mend what they name, then `mlferry retry RUN`.
+    """
+
+
+class BadBundle(AgentError):
+    """A bundle or a receipt is not what it should be, at the place that the reason names.
+
+    Nothing of it was imported and nothing that was there was changed. Copy it again, or export it again.
+    """
+
+
+class BadSource(AgentError):
+    """What should be imported is nothing that mlferry can read, or is damaged; the reason says what.
+
+    Nothing of it was imported, and neither it nor the spool was changed. `docs/importing.md` lists what can be imported.
+    """
+
+
 class BadConfiguration(AgentError):
     """A setting of the agent is not what its name asks for.
 
@@ -126,8 +170,66 @@ class NoSuchRun(AgentError):
     """
 
 
+class NoSuchRecord(AgentError):
+    """Nothing in quarantine has this id.
+
+    Nothing was dropped. `mlferry status` lists what is set aside, each record with its id.
+    """
+
+
+class UnknownId(AgentError):
+    """Nothing that was delivered to this server has this id, here or there.
+
+    Nothing was changed. `mlferry status` lists the runs of the spool; --to names another server.
+    """
+
+
 class DemoFailed(AgentError):
     """The demo could not be shown.
 
     Nothing outside its own directory was touched. The reason says what to install or which log to read.
+    """
+
+
+class NoFilters(AgentError):
+    """Runs cannot be filtered or ordered here, since that is MLflow's own search and it is missing or fails.
+
+    Nothing was changed. Install MLflow beside mlferry, or leave `--filter` and `--order-by` away.
+    """
+
+
+class BadFilter(AgentError):
+    """MLflow does not understand the filter or the order.
+
+    Nothing was changed. Write it as for `mlflow.search_runs`, such as `metrics.loss < 0.1 and params.lr = '0.01'`.
+    """
+
+
+class NoUi(AgentError):
+    """MLflow's UI cannot be shown here.
+
+    Nothing was changed. Install MLflow beside mlferry (`pip install 'mlferry[mlflow]'`), or name a free address with
+    `--host` and `--port`; `mlferry ls`, `show` and `watch` need neither.
+    """
+
+
+class CleanBusy(AgentError):
+    """Another `mlferry clean` is at work on this spool.
+
+    Nothing was deleted by this one. Wait until the other one has ended.
+    """
+
+
+class NotReserved(AgentError):
+    """No run could be prepared on the server.
+
+    Nothing else was changed. Mend what the reason names; or let the job begin without: it gets its run when it is delivered.
+    """
+
+
+class Defect(AgentError):
+    """This is a defect of mlferry, not a mistake of yours.
+
+    What was logged is in the spool as it was, and nothing arrives twice if you try again. Please report it, with what the
+    same command says when MLFERRY_DEBUG is set to 1.
     """

@@ -10,54 +10,74 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from mlferry_agent.lanes import CONTROL, LANE_OF, Item, Lane, LaneQueue
+from mlferry_agent.lanes import CONTROL, Item, Lane, LaneQueue, Piece, lane_of
 from mlferry_agent.ledger import Quarantined, WriterRow
+from mlferry_agent.rows import quarantine_name
 from mlferry_agent.translation import Refusal, translate
 from mlferry_spool.blobs import Blobs
 from mlferry_spool.codec import decode
 from mlferry_spool.errors import BlobMismatch, CorruptRecord, SpoolError, UnsupportedKind, UnsupportedVersion
 from mlferry_spool.layout import segment_name
-from mlferry_spool.reader import LogReader, open_trusted, segment_offsets
-from mlferry_spool.records import BlobRef, Dropped, Heartbeat, Inputs, Kind, Open, Record, RunEnd
+from mlferry_spool.reader import LogReader, segment_offsets
+from mlferry_spool.records import BlobRef, Dropped, Heartbeat, Inputs, Kind, Open, Record, RunEnd, RunUpdate, Series
 from mlferry_spool.tailer import Cursor, Entry, Lost
+from mlferry_spool.trust import open_trusted
 
-__all__ = ["Feed", "Queues", "read_blob", "written_at"]
+__all__ = ["Feed", "Queues", "opening_from", "read_blob", "written_at"]
 
 Queues = Mapping[Lane, LaneQueue]
 
 
-#: Bytes of log read at a time.
-_WINDOW_BYTES = 256 << 10
+#: A place to go on from after a restart is noted about every so many bytes of log.
+_CHECKPOINT_BYTES = 256 << 10
 
 _CONTROL_LANE = "control"
 
+#: Points of a series that are made ready at once: a request's worth.
+_PART_POINTS = 1_000
+
 #: The longest text that MLflow keeps (a dataset's profile), in bytes of UTF-8.
+#: Beyond: it is no such text: the input is set aside.
+#: Test: tests/unit/agent/test_limits.py::test_a_text_longer_than_any_that_mlflow_keeps_is_not_read
 _MAX_TEXT_BYTES = 64 << 20
 
 #: A sign of life is not younger than the file it stands in, give or take this (milliseconds). Records carry times that
 #: users gave, and a metric of the year 3000 must not keep a dead writer alive.
+#: Beyond: the time of the file counts.
+#: Test: tests/unit/agent/test_feeds.py::test_a_time_that_a_user_made_up_is_no_sign_of_life
 _CLOCK_SKEW_MS = 60_000
 
 
 class Feed:
-    """Reads one writer's log into queues. ``row`` is what the ledger remembers of it."""
+    """Reads one writer's log into queues. ``row`` is what the ledger remembers of it; ``dropped`` is what is not to be sent
+    again, as (offset, action, name)."""
 
-    def __init__(self, directory: Path, row: WriterRow, *, patience_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        row: WriterRow,
+        *,
+        patience_s: float = 0.0,
+        dropped: Collection[tuple[int, str, str]] = (),
+    ) -> None:
         self.row = row
-        self.opening = None if row.opening is None else _opening(row.opening)
+        self._dropped = dropped
+        self.opening, self._opened = None if row.opening is None else opening_from(row.opening), row.opening
         self.ending = None if row.ending is None else RunEnd(*row.ending)
         self.stuck = False
         self._damage = row.trouble if row.lost else None
         self._failed = row.trouble is not None and not row.lost
         self._patience_s = patience_s
-        self._reader = LogReader(directory, row.cursor, patience_s=patience_s, window_bytes=_WINDOW_BYTES)
+        self._reader = LogReader(directory, row.cursor, patience_s=patience_s)
         self._horizon: tuple[int, int] | None = None
         self._written_at = 0
         self._events: deque[Entry | Lost] = deque()
+        self._parts: deque[Series] = deque()
+        self._item: Item | None = None
         self._checkpoints: deque[Cursor] = deque([row.cursor])
         self._handled = row.cursor.offset
         self._acknowledged = dict(row.lanes)
@@ -79,9 +99,10 @@ class Feed:
         return self._reader.pending_bytes()
 
     def fill(self, queues: Queues, now_s: float) -> list[Quarantined]:
-        """Read on until a lane is full or nothing is there. Returns what cannot be delivered, to be set aside."""
+        """Read on until a lane is full or nothing is there; but who writes is read in any case, since it tells whether
+        the run lives. Returns what cannot be delivered, to be set aside."""
         aside: list[Quarantined] = []
-        while not self.stuck and not any(queue.is_full for queue in queues.values()):
+        while not self.stuck and (self._is_unknown() or not any(queue.is_full for queue in queues.values())):
             if not self._events and (self._is_at_horizon() or not self._read(now_s)):
                 break
             try:
@@ -89,8 +110,14 @@ class Feed:
             except UnsupportedKind as error:
                 self._stick(error)
                 break
-            self._handled = self._events.popleft().after.offset
+            if not self._parts:
+                self._handled = self._events.popleft().after.offset
         return aside
+
+    def _is_unknown(self) -> bool:
+        """Whether the log's OPEN may be the next thing in it."""
+        head = self._events[0] if self._events else None
+        return self.opening is None and (not isinstance(head, Entry) or head.kind in CONTROL)
 
     def read_no_further(self) -> None:
         """Leave what is written from now on to a later look, so that a busy writer cannot keep its run's turn for ever."""
@@ -103,7 +130,7 @@ class Feed:
     def believe(self) -> None:
         """The writer is dead: what looks damaged now will not mend itself."""
         if self._patience_s and not self.finished:
-            self._reader = LogReader(self.directory, self._reader.cursor, window_bytes=_WINDOW_BYTES)
+            self._reader = LogReader(self.directory, self._reader.cursor)
 
     def finish(self) -> None:
         """The writer is dead and everything readable was read: a torn tail is counted and the log is over."""
@@ -117,6 +144,10 @@ class Feed:
         """Count records as delivered."""
         self.row = replace(self.row, acknowledged=self.row.acknowledged + records)
 
+    def give_up(self, records: int) -> None:
+        """Count records as passed over for good."""
+        self.row = replace(self.row, given_up=self.row.given_up + records)
+
     def snapshot(self, queues: Queues) -> WriterRow:
         """What the ledger should remember now: nothing it covers is lost by a restart, and nothing counts twice."""
         lanes = {lane.value: self._covered(lane, queue) for lane, queue in queues.items()}
@@ -129,7 +160,7 @@ class Feed:
             self.row,
             cursor=self._checkpoints[0],
             lanes={**lanes, _CONTROL_LANE: max(self._handled, self._acknowledged.get(_CONTROL_LANE, 0))},
-            opening=None if self.opening is None else asdict(self.opening),
+            opening=self._opened,
             ending=None if self.ending is None else (self.ending.end_time, self.ending.status),
             finished=self.finished and not self._events,
         )
@@ -151,12 +182,14 @@ class Feed:
             return False
         # A log that was over stays so until something new stands in it.
         self.finished = self._reader.ended or (self.finished and not events)
+        if self._reader.ended:
+            self.row = replace(self.row, in_order=True)
         if self._failed:
             self.row, self._failed = replace(self.row, trouble=self._damage), False
         if events:
             self._written_at = written_at(self.directory)
             last = self._checkpoints[-1]
-            if before.segment != last.segment or before.byte - last.byte >= _WINDOW_BYTES:
+            if before.segment != last.segment or before.byte - last.byte >= _CHECKPOINT_BYTES:
                 self._checkpoints.append(before)
             self._events.extend(events)
         return bool(events)
@@ -172,6 +205,8 @@ class Feed:
             if event.after.offset > self._acknowledged.get(_CONTROL_LANE, 0):
                 self._count_lost(event)
             return []
+        if self._parts:
+            return self._queue_part(event, queues)
         try:
             record = decode(event.kind, event.payload)
         except CorruptRecord as error:
@@ -183,23 +218,43 @@ class Feed:
             return []
         return self._queue(event, record, queues)
 
+    def _queue_part(self, entry: Entry, queues: Queues) -> list[Quarantined]:
+        """The next part of a series: as one it would fill the memory, and the time of everything else."""
+        assert self._item is not None
+        part = self._parts.popleft()
+        done = translate(self._item, part)
+        pieces = [piece for piece in done.pieces if not self._is_dropped(entry, piece)]
+        self.acknowledge(queues[Lane.METRICS].add(self._item, pieces, more=bool(self._parts)))
+        return [self._refused(entry, refusal) for refusal in done.refusals]
+
     def _queue(self, entry: Entry, record: Record, queues: Queues) -> list[Quarantined]:
-        lane = LANE_OF[entry.kind]
+        lane = lane_of(entry.kind, record)
         self._live(getattr(record, "timestamp", 0))
+        if isinstance(record, RunUpdate):
+            self._note_update(record)
         if entry.offset < self._acknowledged.get(lane.value, 0):
             return []
         if lane is Lane.OTHER:
             kind = Kind(entry.kind).name.lower().replace("_", " ")
-            return [self._aside(entry, kind, kind, "this release of mlferry does not deliver records of this kind")]
+            return [self._aside(entry, kind, kind, "a record of this kind does not belong into a run's log")]
         item = Item(self.writer_id, entry.offset, entry.kind)
+        if isinstance(record, Series) and len(record) > _PART_POINTS:
+            self._item, self._parts = item, deque(record.parts(_PART_POINTS))
+            return self._queue_part(entry, queues)
         done = translate(item, self._resolve(record))
-        if done.pieces:
-            queues[lane].add(item, done.pieces)
+        pieces = (
+            [piece for piece in done.pieces if not self._is_dropped(entry, piece)] if self._dropped else done.pieces
+        )
+        if pieces:
+            queues[lane].add(item, pieces)
         return [self._refused(entry, refusal) for refusal in done.refusals]
+
+    def _is_dropped(self, entry: Entry, piece: Piece) -> bool:
+        return (entry.offset, piece.action.value, quarantine_name(piece.name)) in self._dropped
 
     def _note(self, entry: Entry, record: Record) -> None:
         if isinstance(record, Open):
-            self.opening = record
+            self.opening, self._opened = record, asdict(record)
             self._live(record.opened)
         elif isinstance(record, RunEnd):
             self.ending = record
@@ -208,6 +263,13 @@ class Feed:
             self._live(record.timestamp)
         elif isinstance(record, Dropped) and entry.offset >= self._acknowledged.get(_CONTROL_LANE, 0):
             self.row = replace(self.row, dropped=self.row.dropped + record.count)
+
+    def _note_update(self, update: RunUpdate) -> None:
+        """Whether the run is deleted is said last of all; that it runs again takes back an end that this log said before."""
+        if update.lifecycle is not None:
+            self.row = replace(self.row, lifecycle=(update.timestamp, update.lifecycle))
+        if update.status == "RUNNING":
+            self.ending = None
 
     def _resolve(self, record: Record) -> Record:
         """Long texts of datasets, from the run's blobs; one that cannot be read stays a reference and is refused."""
@@ -243,7 +305,7 @@ class Feed:
         return self._aside(entry, refusal.action, refusal.name, refusal.reason)
 
     def _aside(self, entry: Entry, action: str, name: str, reason: str) -> Quarantined:
-        return Quarantined(self.row.run_id, self.writer_id, entry.offset, action, name[:300], reason)
+        return Quarantined(self.row.run_id, self.writer_id, entry.offset, action, quarantine_name(name), reason)
 
 
 def written_at(directory: Path) -> int:
@@ -273,6 +335,7 @@ def _text(blobs: Blobs, text: str | BlobRef) -> str | BlobRef:
         return text
 
 
-def _opening(stored: Mapping[str, object]) -> Open:
+def opening_from(stored: Mapping[str, object]) -> Open:
+    """The OPEN record that the ledger remembers, whichever release wrote it there."""
     known = {item.name for item in fields(Open)}
     return Open(**{name: value for name, value in stored.items() if name in known})  # type: ignore[arg-type]

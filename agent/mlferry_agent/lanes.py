@@ -15,13 +15,15 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlferry_spool.records import Kind
+from mlferry_spool.records import Kind, ModelUpdate
 
-__all__ = ["CONTROL", "LANE_OF", "Action", "Item", "Lane", "LaneQueue", "Piece"]
+__all__ = ["CONTROL", "Action", "Item", "Lane", "LaneQueue", "Piece", "lane_of"]
 
-#: What one lane may hold in memory. Records: a few requests' worth of single metrics. Pieces and bytes: one record of a
-#: series has 32,768 points, one of a dataset 16 MB, and it is those that cost the memory.
-_MOST_RECORDS, _MOST_PIECES, _MOST_BYTES = 3_000, 20_000, 32 << 20
+#: What one lane may hold in memory. Records and pieces: two requests' worth of metrics. Bytes: one dataset may have 16 MB.
+#: Beyond: the log is not read on until something is acknowledged.
+#: Test: tests/unit/agent/test_lanes.py::test_many_records_or_points_or_bytes_fill_a_lane_until_they_are_settled,
+#: tests/unit/agent/test_feeds.py::test_a_long_log_is_read_only_as_fast_as_it_is_delivered
+_MOST_RECORDS, _MOST_PIECES, _MOST_BYTES = 2_000, 2_000, 32 << 20
 
 
 class Lane(enum.Enum):
@@ -29,13 +31,14 @@ class Lane(enum.Enum):
 
     PARAMS = "params"
     ATTRIBUTES = "attributes"
+    MODELS = "models"
     METRICS = "metrics"
     INPUTS = "inputs"
     ARTIFACTS = "artifacts"
     OTHER = "other"
 
 
-LANE_OF: dict[int, Lane] = {
+_LANE_OF: dict[int, Lane] = {
     Kind.PARAMS: Lane.PARAMS,
     Kind.TAGS: Lane.ATTRIBUTES,
     Kind.TAGS_DELETED: Lane.ATTRIBUTES,
@@ -45,14 +48,22 @@ LANE_OF: dict[int, Lane] = {
     Kind.INPUTS: Lane.INPUTS,
     Kind.ARTIFACT: Lane.ARTIFACTS,
     Kind.ARTIFACT_DELETED: Lane.ARTIFACTS,
-    Kind.OUTPUTS: Lane.OTHER,
-    Kind.MODEL_START: Lane.OTHER,
-    Kind.MODEL_UPDATE: Lane.OTHER,
+    Kind.OUTPUTS: Lane.MODELS,
+    Kind.MODEL_START: Lane.MODELS,
+    Kind.MODEL_UPDATE: Lane.MODELS,
     Kind.EXPERIMENT: Lane.OTHER,
     Kind.REGISTRY: Lane.OTHER,
     Kind.TRACE: Lane.OTHER,
     Kind.SPANS: Lane.OTHER,
 }
+
+
+def lane_of(kind: int, record: object) -> Lane:
+    """The lane of a record. A file of a model goes with the files, so that it does not hold up the model's metrics."""
+    if isinstance(record, ModelUpdate) and record.artifact_path is not None:
+        return Lane.ARTIFACTS
+    return _LANE_OF.get(kind, Lane.OTHER)
+
 
 #: Kinds that speak about the log or the run's life, not about what a user logged.
 CONTROL = frozenset({Kind.OPEN, Kind.RUN_END, Kind.DROPPED, Kind.SEGMENT_END, Kind.HEARTBEAT})
@@ -69,17 +80,26 @@ class Action(enum.Enum):
     DATASET = "dataset"
     UPLOAD = "artifact"
     DELETE_ARTIFACT = "delete artifact"
+    MODEL = "model"
+    MODEL_LINK = "model link"
+    MODEL_FILE = "model file"
 
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """A record in a lane; ``left`` pieces are not settled yet, ``delivered`` were taken by the server."""
+    """A record in a lane; ``left`` pieces are not settled yet, ``delivered`` were taken by the server. ``is_whole``: all
+    of its pieces are in the lane, or were; a series comes in parts."""
 
     writer_id: str
     offset: int
     kind: int
     left: int = 0
     delivered: int = 0
+    is_whole: bool = True
+
+    @property
+    def is_settled(self) -> bool:
+        return self.is_whole and not self.left
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,13 +123,18 @@ class LaneQueue:
     _records: int = field(default=0, init=False)
     _bytes: int = field(default=0, init=False)
 
-    def add(self, item: Item, pieces: list[Piece]) -> None:
-        """Queue a record's pieces (at least one), in order of the writer's log."""
-        item.left = len(pieces)
-        self._items.setdefault(item.writer_id, deque()).append(item)
+    def add(self, item: Item, pieces: list[Piece], *, more: bool = False) -> int:
+        """Queue a record's pieces, in order of the writer's log: all of them, or a part, with ``more`` to come. Returns
+        how many records are acknowledged by that: those of which the last part holds nothing to deliver."""
+        items = self._items.setdefault(item.writer_id, deque())
+        if item.is_whole:  # else its first part has brought it
+            items.append(item)
+            self._records += 1
+        item.left += len(pieces)
+        item.is_whole = not more
         self.ready.extend(pieces)
-        self._records += 1
         self._bytes += sum(piece.size for piece in pieces)
+        return self._acknowledge(items)
 
     def settle(self, piece: Piece, *, delivered: bool) -> int:
         """A piece was delivered or set aside. Returns how many records of its writer are acknowledged by that.
@@ -120,8 +145,11 @@ class LaneQueue:
         piece.item.left -= 1
         piece.item.delivered += delivered
         self._bytes -= piece.size
-        items, acknowledged = self._items[piece.item.writer_id], 0
-        while items and not items[0].left:
+        return self._acknowledge(self._items[piece.item.writer_id])
+
+    def _acknowledge(self, items: deque[Item]) -> int:
+        acknowledged = 0
+        while items and items[0].is_settled:
             acknowledged += items.popleft().delivered > 0
             self._records -= 1
         return acknowledged

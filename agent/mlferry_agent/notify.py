@@ -1,9 +1,10 @@
-"""Tells systemd how the agent does (sd_notify(3)): ready, alive, stopping, a status line. Without systemd: nothing."""
+"""Tells systemd how the agent does (sd_notify(3)): ready, reloading, alive, stopping, a status line. No systemd: nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Mapping
 
 __all__ = ["Notifier"]
@@ -19,6 +20,10 @@ class Notifier:
 
     def ready(self) -> None:
         self._send("READY=1")
+
+    def reloading(self) -> None:
+        """Until ``ready`` is said again."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")

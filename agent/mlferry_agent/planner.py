@@ -7,28 +7,34 @@ model metrics, then tags, and a failure leaves a prefix (mlflow ``sqlalchemy_sto
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any
 
 from mlferry_agent import limits, requests
 from mlferry_agent.encoding import Entity
 from mlferry_agent.lanes import Action, Lane, LaneQueue, Piece
 from mlferry_agent.requests import Request
+from mlferry_agent.rewriting import ID_TAGS, Ids, rewrite, rewrite_tag
 from mlferry_spool.records import RunUpdate
 
-__all__ = ["Batch", "ServerId", "Target", "next_batch", "next_transfer", "request_for", "split"]
+__all__ = ["Batch", "Target", "next_batch", "next_transfer", "request_for", "split", "texts_with_ids"]
 
 #: Bytes of JSON around the entities of a request.
 _ENVELOPE = 200
 
 #: Points that carry a model id: with more, the server answers 400 to a repeated request for ever
 #: (mlflow ``sqlalchemy_store._log_model_metrics`` re-adds instances per slice of 100 keys).
+#: Beyond: the rest goes in the next request.
+#: Test: tests/unit/agent/test_planner.py::test_points_of_models_go_alone_and_a_hundred_at_a_time
 _MAX_MODEL_METRICS = 100
 
-#: Tags whose value is a run's id (``mlflow.utils.mlflow_tags``).
-_RUN_REFERENCES = frozenset({"mlflow.parentRunId", "mlflow.rootRunId"})
-
-ServerId = Callable[[str], str | None]
+#: Files among which the next one is chosen: a look at all of ten thousand before each would take longer than sending them.
+#: Beyond: a small file far behind waits its turn.
+#: Test: tests/unit/agent/test_planner.py::test_choosing_a_file_takes_no_longer_the_more_of_them_wait
+_FILES_LOOKED_AT = 64
 
 _MOST = {
     Action.METRIC: limits.MAX_METRICS_PER_BATCH,
@@ -76,7 +82,7 @@ def next_batch(queue: LaneQueue) -> Batch | None:
 
 
 def next_transfer(queue: LaneQueue, busy: set[str]) -> Batch | None:
-    """Take the smallest ready artifact whose path is not ``busy``.
+    """Take the smallest of the first ready artifacts whose path is not ``busy``.
 
     What is said of one path keeps its order, and so does what is said of a folder (its deletion) and of what lies in it.
     """
@@ -84,7 +90,7 @@ def next_transfer(queue: LaneQueue, busy: set[str]) -> Batch | None:
     for name in busy:
         before.add(name)
     candidates: list[Piece] = []
-    for piece in queue.ready:
+    for piece in islice(queue.ready, _FILES_LOOKED_AT):
         if not before.touch(piece.name):
             candidates.append(piece)
         before.add(piece.name)
@@ -101,8 +107,8 @@ def split(batch: Batch) -> tuple[Batch, Batch]:
     return Batch(batch.lane, batch.pieces[:middle]), Batch(batch.lane, batch.pieces[middle:])
 
 
-def request_for(batch: Batch, target: Target, server_id: ServerId) -> Request:
-    """The request that delivers a batch. ``server_id`` maps a run's offline id to the server's, or to None if unknown.
+def request_for(batch: Batch, target: Target, ids: Ids) -> Request:
+    """The request that delivers a batch of anything but models, which take several: see ``models``.
 
     Raises:
         Unencodable, UndeliverableName, NotProxied: it cannot be said to this server.
@@ -113,11 +119,11 @@ def request_for(batch: Batch, target: Target, server_id: ServerId) -> Request:
         case Action.PARAM:
             return requests.log_batch(run_id, params=entities, workspace=workspace)
         case Action.METRIC:
-            return requests.log_batch(run_id, metrics=entities, workspace=workspace)
+            return requests.log_batch(run_id, metrics=[_linked(point, ids) for point in entities], workspace=workspace)
         case Action.TAG:
-            return requests.log_batch(run_id, tags=[_renamed(tag, server_id) for tag in entities], workspace=workspace)
+            return requests.log_batch(run_id, tags=[_renamed(tag, ids) for tag in entities], workspace=workspace)
         case Action.DATASET:
-            return requests.log_inputs(run_id, entities, workspace=workspace)
+            return requests.log_inputs(run_id, [_resourced(given, ids) for given in entities], workspace=workspace)
         case Action.DELETE_TAG:
             return requests.delete_tag(run_id, entities[0], workspace=workspace)
         case Action.UPDATE:
@@ -126,23 +132,43 @@ def request_for(batch: Batch, target: Target, server_id: ServerId) -> Request:
             return requests.put_artifact(target.artifact_uri, entities[0].path, workspace)
         case Action.DELETE_ARTIFACT:
             return requests.delete_artifact(target.artifact_uri, entities[0].path, workspace)
+        case _:
+            raise ValueError(f"{batch.action} is no single request")
+
+
+def texts_with_ids(batch: Batch) -> Iterator[str]:
+    """The texts of a batch in which MLflow writes ids: what they name must be known before ``request_for``."""
+    for piece in batch.pieces:
+        if batch.action is Action.TAG and piece.entity["key"] in ID_TAGS:
+            yield str(piece.entity["value"])
+        elif batch.action is Action.METRIC and "model_id" in piece.entity:
+            yield str(piece.entity["model_id"])
+        elif batch.action is Action.DATASET:
+            yield str(piece.entity["dataset"]["source"])
 
 
 def _update(run_id: str, update: RunUpdate, workspace: str | None) -> Request:
-    if update.lifecycle == "deleted":
-        return requests.delete_run(run_id, workspace)
-    if update.lifecycle == "active":
-        return requests.restore_run(run_id, workspace)
     # How a run ended is said when everything of it has arrived, whoever said it and when: see ``closing``.
     status = update.status if update.status in ("RUNNING", "SCHEDULED") else None
-    return requests.update_run(run_id, status=status, run_name=update.run_name, workspace=workspace)
+    return requests.update_run(
+        run_id, status=status, end_time=update.end_time, run_name=update.run_name, workspace=workspace
+    )
 
 
-def _renamed(tag: Entity, server_id: ServerId) -> Entity:
-    """A tag that names a run names it by the server's id."""
-    if tag["key"] not in _RUN_REFERENCES:
-        return tag
-    return {**tag, "value": server_id(str(tag["value"])) or tag["value"]}
+def _renamed(tag: Entity, ids: Ids) -> Entity:
+    """A tag in which MLflow wrote ids names the server's."""
+    return {**tag, "value": rewrite_tag(str(tag["key"]), str(tag["value"]), ids)}
+
+
+def _linked(point: Entity, ids: Ids) -> Entity:
+    model_id = point.get("model_id")
+    return point if model_id is None else {**point, "model_id": ids.model(str(model_id)) or model_id}
+
+
+def _resourced(given: Entity, ids: Ids) -> Entity:
+    dataset: Any = given["dataset"]
+    source = rewrite(str(dataset["source"]), ids)
+    return given if source == dataset["source"] else {**given, "dataset": {**dataset, "source": source}}
 
 
 def _most(piece: Piece) -> int:
@@ -178,9 +204,11 @@ class _Paths:
         return path in self._paths or path in self._folders or not self._paths.isdisjoint(_folders(path))
 
 
-def _folders(path: str) -> list[str]:
+@lru_cache(maxsize=16 * _FILES_LOOKED_AT)
+def _folders(path: str) -> tuple[str, ...]:
+    """Every folder that holds a path. Remembered, since each file is looked at many times before its turn."""
     parts = path.strip("/").split("/")
-    return ["/".join(parts[:count]) for count in range(1, len(parts))]
+    return tuple("/".join(parts[:count]) for count in range(1, len(parts)))
 
 
 def _remove(ready: deque[Piece], chosen: Piece) -> None:

@@ -12,7 +12,7 @@ not come out as it went in.
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlferry_agent import encoding, limits
@@ -23,6 +23,7 @@ API = "/api/2.0/mlflow/"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 SERVER_INFO = "/api/3.0/mlflow/server-info"
 VERSION = "/version"
+SPANS = "/v1/traces"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Request:
     """One HTTP request, without host and credentials.
 
     `path` starts with `/`, is percent-encoded, and is relative to the tracking URI. `query` is not encoded. `body` is
-    JSON, or None. `workspace` overrides the destination's workspace; None leaves it.
+    JSON (or what `headers` say), or None. `workspace` overrides the destination's workspace; None leaves it.
     """
 
     method: str
@@ -38,6 +39,7 @@ class Request:
     query: tuple[tuple[str, str], ...] = ()
     body: bytes | None = None
     workspace: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Raises `Unencodable` for a workspace that a header cannot carry: it comes from a record."""
@@ -71,6 +73,12 @@ def create_experiment(
     if artifact_location is not None:
         body["artifact_location"] = encoding.text(artifact_location, "artifact location")
     return _post("experiments/create", body, workspace)
+
+
+def get_experiment(experiment_id: str, workspace: str | None = None) -> Request:
+    """An experiment by its id, deleted or not; GONE when the server has none."""
+    query = (("experiment_id", encoding.text(experiment_id, "experiment id")),)
+    return Request("GET", API + "experiments/get", query, workspace=workspace)
 
 
 def restore_experiment(experiment_id: str, workspace: str | None = None) -> Request:
@@ -188,6 +196,12 @@ def log_batch(
     body = _of_run(run_id)
     body.update({k: list(v) for k, v in (("metrics", metrics), ("params", params), ("tags", tags)) if v})
     return _post("runs/log-batch", body, workspace)
+
+
+def set_report(run_id: str, said: Iterable[str], report: Mapping[str, str], workspace: str | None = None) -> Request:
+    """Tags that tell how much of a run is missing there; what was ``said`` before and is no longer missing becomes 0."""
+    told = {**dict.fromkeys(said, "0"), **report}
+    return log_batch(run_id, tags=[encoding.tag(key, value) for key, value in told.items()], workspace=workspace)
 
 
 def set_tag(run_id: str, key: str, value: str, workspace: str | None = None) -> Request:

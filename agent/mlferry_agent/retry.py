@@ -17,10 +17,19 @@ from dataclasses import dataclass, field
 from mlferry_agent.answers import Judgement, Verdict
 
 SUSPECT_400_ATTEMPTS = 3
-"""400 BAD_REQUEST is a wrapped SQL error: a race that the next attempt wins, or a value the database never takes."""
+"""400 BAD_REQUEST is a wrapped SQL error: a race that the next attempt wins, or a value the database never takes.
+
+Beyond: it counts as a refusal, and the one record that provokes it is looked for and set aside.
+Test: tests/unit/agent/test_courier.py::test_what_may_be_a_refusal_is_tried_a_few_times
+"""
 
 SUSPECT_500_ATTEMPTS = 8
-"""500 is mostly an overloaded server; only rarely a body that it can never take."""
+"""500 is mostly an overloaded server; only rarely a body that it can never take.
+
+Beyond: it counts as a refusal if the server takes anything else, and as the server's illness if it does not.
+Test: tests/unit/agent/test_courier.py::test_what_may_be_a_refusal_is_tried_a_few_times,
+tests/unit/agent/test_deliveries.py::test_a_server_that_takes_nothing_is_not_the_records_fault
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Puts the agent's parts together for one destination, and takes them apart again.
 
-Owns the order: configuration and credentials are checked and the server is asked who it is before the ledger is taken, so
-that a wrong address or token is said at once and in one sentence.
+Owns the order: configuration and credentials are checked, the ledger is taken, and the server is asked who it is before
+anything else is sent, so that a wrong address or token is said at once and in one sentence.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from mlferry_agent.answers import Verdict, json_object
 from mlferry_agent.carrier import Carrier
 from mlferry_agent.config import Config
 from mlferry_agent.courier import Courier
-from mlferry_agent.credentials import Destination, destination
-from mlferry_agent.deliveries import Terms
-from mlferry_agent.errors import NoDestination, WrongDestination
+from mlferry_agent.credentials import Destination
+from mlferry_agent.destinations import destination_of
+from mlferry_agent.errors import WrongDestination
 from mlferry_agent.filesystems import is_local
 from mlferry_agent.ledger import Ledger, ledger_path
+from mlferry_agent.terms import Terms
 from mlferry_agent.transport import Transport
 
-__all__ = ["Session", "destination_of", "open_session"]
+__all__ = ["Session", "check_server", "check_settings", "open_session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,9 @@ class Session:
     carrier: Carrier
 
 
-def destination_of(config: Config, environ: Mapping[str, str]) -> Destination:
-    """Raises ``NoDestination``, ``WrongDestination``, ``Misconfigured``."""
-    if config.to is None:
-        raise NoDestination("no --to, no MLFERRY_TO, and MLFLOW_TRACKING_URI is no http(s) address")
-    return destination(config.to, environ)
+def check_settings(config: Config, environ: Mapping[str, str]) -> None:
+    """Whether a session could be opened by these, without opening one. Raises as ``destination_of``."""
+    Transport(destination_of(config, environ))
 
 
 @contextlib.asynccontextmanager
@@ -64,7 +63,7 @@ async def open_session(
             courier = Courier(transport, patient=patient, give_up_after_s=None if patient else config.give_up_after_s)
             if not patient:
                 await check_server(courier, where)
-            terms = Terms(stale_after_s=config.stale_after_s, local_disk=is_local(config.dir))
+            terms = Terms(stale_after_s=config.stale_after_s, local_disk=is_local(config.dir), deleted=config.deleted)
             yield Session(where, courier, ledger, Carrier(config.dir, ledger, courier, terms, on_progress))
     finally:
         ledger.close()

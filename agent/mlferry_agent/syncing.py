@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterable, Mapping
 from mlferry_agent import verification
 from mlferry_agent.config import Config
 from mlferry_agent.courier import Courier
-from mlferry_agent.discovery import RunLog, discover
+from mlferry_agent.destinations import destination_of, statuses
+from mlferry_agent.discovery import STORE, RunLog, discover
 from mlferry_agent.errors import GaveUp, LedgerBusy
 from mlferry_agent.ledger import Ledger, ledger_path
-from mlferry_agent.sessions import check_server, destination_of, open_session
-from mlferry_agent.status import RunStatus, run_status, select
+from mlferry_agent.sessions import check_server, open_session
+from mlferry_agent.status import RunStatus, everything, select
 from mlferry_agent.transport import Transport
 from mlferry_agent.verification import Verification
 
-__all__ = ["known_url", "statuses", "sync", "verify"]
+__all__ = ["sync", "verify"]
 
 _WATCH_S = 0.5
 
@@ -41,17 +42,20 @@ async def sync(
         NoSuchRun, NoDestination, WrongDestination, Misconfigured, LedgerUnusable: nothing was sent.
         GaveUp: the server was away for too long; what was acknowledged stays so.
     """
-    runs = select(discover(config.dir), wanted)
+    runs = everything(config.dir, wanted)
     try:
         async with open_session(config, environ, patient=False, on_progress=on_progress) as session:
-            await session.carrier.deliver(runs)
+            await session.carrier.deliver(run for run in runs if run.run_id != STORE)
     except LedgerBusy:
         on_beside()
         await _watch(config, environ, runs, on_progress)
 
 
-async def verify(config: Config, environ: Mapping[str, str], wanted: Iterable[str]) -> list[Verification]:
-    """Read the server back and compare the wanted runs with the spool; beside a running agent too.
+async def verify(
+    config: Config, environ: Mapping[str, str], wanted: Iterable[str], on_run: Callable[[], None] = lambda: None
+) -> list[Verification]:
+    """Read the server back and compare the wanted runs with the spool; beside a running agent too. ``on_run`` is called
+    after each.
 
     Raises:
         NoSuchRun, NoDestination, WrongDestination, Misconfigured, LedgerUnusable, GaveUp.
@@ -65,57 +69,36 @@ async def verify(config: Config, environ: Mapping[str, str], wanted: Iterable[st
         async with Transport(where) as transport:
             courier = Courier(transport, patient=False, give_up_after_s=config.give_up_after_s)
             await check_server(courier, where)
-            return [await verification.verify(run, ledger, courier, transport) for run in runs]
+            found = []
+            for run in runs:
+                found.append(await verification.verify(run, ledger, courier, transport))
+                on_run()
+            return found
     finally:
         ledger.close()
 
 
-def statuses(config: Config, environ: Mapping[str, str], wanted: Iterable[str] = ()) -> list[RunStatus]:
-    """How the wanted runs stand towards the destination, or towards the only one that was ever delivered to.
-
-    Raises:
-        NoSuchRun, LedgerUnusable, WrongDestination, Misconfigured.
-    """
-    runs = select(discover(config.dir), wanted)
-    ledger = _ledger(config, environ)
-    try:
-        return [run_status(run, ledger) for run in runs]
-    finally:
-        if ledger is not None:
-            ledger.close()
+def _moves(status: RunStatus, goal: int) -> bool:
+    """Whether there is something to wait for: records, of which the server is to have ``goal``, or the run's end."""
+    if status.pending:
+        return not status.parked and status.acknowledged < goal
+    return status.end_pending and not status.is_set_aside
 
 
 async def _watch(config: Config, environ: Mapping[str, str], runs: list[RunLog], on_progress: OnProgress) -> None:
-    """Wait for the agent; give up when nothing moves for ``give_up_after_s``."""
-    names = [run.run_id for run in runs]
+    """Wait for the agent to deliver what is there now; give up when nothing moves for ``give_up_after_s``."""
+    names = [] if runs and runs[-1].run_id == STORE else [run.run_id for run in runs]
     before = {status.run_id: status for status in statuses(config, environ, names)}
+    goals = {status.run_id: status.acknowledged + status.pending for status in before.values()}
     moved_at = time.monotonic()
-    while any(status.pending and not status.parked for status in before.values()):
+    while any(_moves(status, goals[status.run_id]) for status in before.values()):
         await asyncio.sleep(_WATCH_S)
         for status in statuses(config, environ, names):
+            before.setdefault(status.run_id, status)
+            goals.setdefault(status.run_id, 0)  # of what came later nothing is waited for
             if status.acknowledged > before[status.run_id].acknowledged:
                 on_progress(status.run_id, status.acknowledged - before[status.run_id].acknowledged)
                 moved_at = time.monotonic()
             before[status.run_id] = status
         if time.monotonic() - moved_at > config.give_up_after_s:
             raise GaveUp("an agent holds the ledger and delivers nothing; look at its log")
-
-
-def known_url(config: Config, environ: Mapping[str, str]) -> str | None:
-    """Where this spool goes: as configured, else the only destination that the state directory knows."""
-    if config.to is not None:
-        return destination_of(config, environ).url
-    ledger = _ledger(config, environ)
-    if ledger is None:
-        return None
-    try:
-        return ledger.url
-    finally:
-        ledger.close()
-
-
-def _ledger(config: Config, environ: Mapping[str, str]) -> Ledger | None:
-    if config.to is not None:
-        return Ledger.read(ledger_path(config.state_dir, destination_of(config, environ).url))
-    known = sorted(config.state_dir.glob("*.sqlite"))
-    return Ledger.read(known[0]) if len(known) == 1 else None

@@ -19,6 +19,9 @@ from mlferry_spool.records import (
     Dataset,
     Inputs,
     Metrics,
+    ModelStart,
+    ModelUpdate,
+    Outputs,
     Params,
     Record,
     RunUpdate,
@@ -81,13 +84,29 @@ def _wishes(record: Record) -> Iterator[Wish]:
     elif isinstance(record, TagsDeleted):
         yield from ((Action.DELETE_TAG, key, _tag_name(key)) for key in record.keys)
     elif isinstance(record, RunUpdate):
-        yield Action.UPDATE, "run", _constant(record)
+        if record.lifecycle is None:  # that is said last of all: see ``Feed.lifecycle``
+            yield Action.UPDATE, "run", _constant(record)
     elif isinstance(record, Inputs):
         yield from ((Action.DATASET, dataset.name, _dataset(dataset)) for dataset in record.datasets)
+        if record.model_ids:
+            yield Action.MODEL_LINK, "inputs", _constant(record)
+    elif isinstance(record, Outputs):
+        yield Action.MODEL_LINK, "outputs", _constant(record)
+    elif isinstance(record, ModelStart):
+        yield Action.MODEL, record.model_id, _constant(record)
+    elif isinstance(record, ModelUpdate):
+        yield from _model_changes(record)
     elif isinstance(record, Artifact):
         yield Action.UPLOAD, record.path, _constant(record, record.size)
     elif isinstance(record, ArtifactDeleted):
         yield Action.DELETE_ARTIFACT, record.path, _constant(record)
+
+
+def _model_changes(record: ModelUpdate) -> Iterator[Wish]:
+    if record.artifact_path is not None:
+        yield Action.MODEL_FILE, f"{record.model_id}/{record.artifact_path}", _constant(record, record.artifact_size)
+    else:
+        yield Action.MODEL, record.model_id, _constant(record)
 
 
 def _points(record: Metrics) -> Iterator[Wish]:

@@ -17,6 +17,7 @@ What must not be trusted to defaults:
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import os
@@ -35,12 +36,23 @@ from mlferry_agent.answers import Answer, printable
 from mlferry_agent.credentials import Destination, Tls
 from mlferry_agent.errors import AgentError, Misconfigured, Unreachable, UnreadableFile
 from mlferry_agent.requests import Request
+from mlferry_spool.blobs import open_regular
 
-MAX_API_CONNECTIONS = 4
-MAX_FILE_CONNECTIONS = 4
+#: Requests, and files, on their way at once: a kind neighbour of a server that others use too.
+#: Beyond: they wait for their turn, and a wait does not count against a request's time.
+#: Test: tests/unit/test_transport.py::test_busy_uploads_do_not_keep_requests_waiting
+MAX_API_CONNECTIONS, MAX_FILE_CONNECTIONS = 4, 4
+
+#: The largest answer that MLflow gives is a page of 25,000 points, a few megabytes.
+#: Beyond: it is no answer, and the request is tried again later.
+#: Test: tests/unit/test_transport.py::test_an_answer_without_end_does_not_fill_the_memory
 MAX_ANSWER_BYTES = 64 * 2**20
 IDLE_CONNECTION_S = 4.0
 CHUNK_BYTES = 2**18
+
+#: Characters of a secret that is taken out of what a server says; shorter ones would be found in any text.
+#: Beyond: a shorter secret that a page quotes is shown in a log. MLflow's own passwords have at least 12 characters.
+#: Test: tests/unit/agent/test_limits.py::test_a_secret_of_eight_characters_is_taken_out_of_a_page_and_a_shorter_one_is_not
 MIN_SCRUBBED_SECRET = 8
 
 
@@ -68,6 +80,7 @@ class Transport:
         self._file_slots = asyncio.Semaphore(max_file_connections)
         self._ssl = _ssl_context(destination.tls)
         self._proxy_headers = _proxy_headers(destination)
+        self._secrets = _secrets(destination)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Transport:
@@ -173,6 +186,7 @@ class Transport:
             headers = {}
         if request.workspace is not None:
             headers["X-MLFLOW-WORKSPACE"] = request.workspace
+        headers.update({"Content-Type" if name == "content-type" else name: value for name, value in request.headers})
         return self._session.request(
             request.method,
             self._url(request),
@@ -202,13 +216,13 @@ class Transport:
         return bytes(body)
 
     def _answer(self, response: aiohttp.ClientResponse, body: bytes) -> Answer:
-        """An error page may quote the request: the credentials are taken out before anybody can print it."""
-        token = self.destination.authorization
-        if token is not None and response.status >= 300:
-            secret = token.reveal().partition(" ")[2].encode()
-            if len(secret) >= MIN_SCRUBBED_SECRET:
-                body = body.replace(secret, b"***")
-        return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, body)
+        """A page of anybody but MLflow may quote the request: the credentials are taken out before anybody can print it."""
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        if response.status >= 300 or response.content_type != "application/json":
+            for secret in self._secrets:
+                body = body.replace(secret.encode(), b"***")
+                headers = {name: value.replace(secret, "***") for name, value in headers.items()}
+        return Answer(response.status, headers, body)
 
 
 class _FileBody(aiohttp.Payload):
@@ -282,6 +296,23 @@ def _proxy_headers(destination: Destination) -> dict[str, str] | None:
     return {"Proxy-Authorization": destination.proxy_authorization.reveal()}
 
 
+def _secrets(destination: Destination) -> tuple[str, ...]:
+    """What must not be printed, in each form in which a page may quote it; short ones would be found in any text."""
+    found: set[str] = set()
+    for token in (destination.authorization, destination.proxy_authorization):
+        value = "" if token is None else token.reveal().partition(" ")[2]
+        found |= {form for text in (value, _password(value)) for form in (text, urllib.parse.quote(text, safe=""))}
+    return tuple(sorted((text for text in found if len(text) >= MIN_SCRUBBED_SECRET), key=len, reverse=True))
+
+
+def _password(basic: str) -> str:
+    """The password in the value of a Basic header; empty where it is none."""
+    try:
+        return base64.b64decode(basic, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
+
+
 def _ssl_context(tls: Tls) -> ssl.SSLContext:
     try:
         is_folder = tls.ca_path is not None and Path(tls.ca_path).is_dir()
@@ -307,7 +338,7 @@ def _open_file(file: BinaryIO | str | os.PathLike[str], stack: contextlib.AsyncE
     if not isinstance(file, (str, os.PathLike)):
         return file
     try:
-        return stack.enter_context(Path(file).open("rb"))
+        return stack.enter_context(open_regular(file))
     except OSError as error:
         raise UnreadableFile(f"cannot open {os.fspath(file)!a}: {error.strerror}") from error
 

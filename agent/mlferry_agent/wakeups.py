@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from pathlib import Path
 
 from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
 from mlferry_agent.filesystems import is_local
+from mlferry_spool.layout import BLOBS
 
 __all__ = ["Wakeups"]
 
@@ -40,6 +42,7 @@ class Wakeups(FileSystemEventHandler):
             self._observer.schedule(self, str(runs), recursive=True, event_filter=kinds)
             self._observer.start()
             self.watching, self._refused = True, False
+            self.wake()  # what began before the watch, in a spool that was not there yet, told nobody
 
     def stop(self) -> None:
         if self.watching:
@@ -47,8 +50,10 @@ class Wakeups(FileSystemEventHandler):
             self._observer.join()
 
     def on_any_event(self, event: FileSystemEvent) -> None:
+        if Path(os.fsdecode(event.src_path)).parent.name == BLOBS:
+            return  # a blob is news only when a record names it
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._event.set)
+            self._loop.call_soon_threadsafe(self.wake)
 
     def wake(self) -> None:
         self._event.set()

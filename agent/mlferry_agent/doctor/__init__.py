@@ -1,0 +1,1 @@
+"""What `mlferry doctor` looks at: this machine in ``local`` and ``agents``, the server in ``remote``."""

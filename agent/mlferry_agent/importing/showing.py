@@ -1,0 +1,73 @@
+"""`mlferry import`, as a person or a program meets it: which of the given paths is what, a bar, and what was done."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from mlferry_agent.commands.app import err, out, print_json
+from mlferry_agent.errors import BadSource
+from mlferry_agent.importing.recognition import Kind, may_be_part, recognise
+from mlferry_agent.importing.reports import Report
+from mlferry_agent.importing.taking import Options, take
+from mlferry_agent.views.messages import say
+from mlferry_agent.views.words import counted
+
+__all__ = ["Options", "import_others"]
+
+
+_ALONE = "a bundle is imported alone, with its parts in order"
+
+
+def import_others(root: Path, paths: list[Path], options: Options, *, as_json: bool, quiet: bool) -> bool:
+    """Import paths, unless they are a bundle and its parts: then nothing is done and the answer is False.
+
+    Raises: as ``take``.
+    """
+    first = recognise(paths[0])
+    if first.kind is Kind.BUNDLE:
+        if not all(may_be_part(path) for path in paths[1:]):
+            raise BadSource(_ALONE)
+        return False
+    found = [first, *(recognise(path) for path in paths[1:])]
+    if any(item.kind is Kind.BUNDLE for item in found):
+        raise BadSource(_ALONE)
+    with _taking(err, quiet or as_json) as on_run:
+        report = take(root, found, options, on_run)
+    if as_json:
+        print_json(report.as_json())
+    elif not quiet:
+        _show(out, report)
+    return True
+
+
+@contextlib.contextmanager
+def _taking(console: Console, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    columns = (SpinnerColumn(), TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("importing", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _show(console: Console, report: Report) -> None:
+    what = ", ".join(sorted(report.sources))
+    runs = counted(report.runs, "new run")
+    say(console, f"{what}: {runs}, {report.grown:,} with something new, {report.unchanged:,} unchanged")
+    counts = {
+        "metric point": report.points,
+        "file": report.files,
+        "logged model": report.models,
+        "model version": report.versions,
+        "trace": report.traces,
+    }
+    told = ", ".join(counted(count, name) for name, count in counts.items() if count)
+    if told:
+        say(console, f"taken over: {told}")
+    for reason, count in sorted(report.left_out.items()):
+        say(console, f"left out: {count:,} {reason}")
+    if told or report.run_ids:
+        say(console, "deliver them with: mlferry sync")
