@@ -1,4 +1,4 @@
-"""Fixtures that several kinds of tests share: real MLflow servers."""
+"""Fixtures that several kinds of tests share: real MLflow servers. Property tests get their profile here, by an import."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tests.examples  # noqa: F401
 from tests.servers import MlflowServer
 
 

@@ -8,12 +8,15 @@ while the client's connection is kept alive as HTTP/1.1 wants it; request bodies
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import socket
+import ssl
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 MAX_HEAD = 2**17
 PIECE = 2**16
@@ -33,6 +36,7 @@ class Kind(enum.Enum):
     TRUNCATE = "a well-formed answer that holds half of the server's body"
     HANG = "never answer, the server never heard of it"
     COMMIT_THEN_HANG = "let the server do it, never answer"
+    DRIP = "pass the server's answer on, a byte a second"
     COMMIT_LATE = "never answer, and let the server do it when `release` is called"
 
 
@@ -53,6 +57,7 @@ COMMIT_THEN_CUT = Fault(Kind.COMMIT_THEN_CUT)
 CUT_MID_RESPONSE = Fault(Kind.CUT_MID_RESPONSE)
 TRUNCATE = Fault(Kind.TRUNCATE)
 HANG = Fault(Kind.HANG)
+DRIP = Fault(Kind.DRIP)
 COMMIT_THEN_HANG = Fault(Kind.COMMIT_THEN_HANG)
 COMMIT_LATE = Fault(Kind.COMMIT_LATE)
 
@@ -84,18 +89,19 @@ def cut_mid_request(at: int) -> Fault:
 
 @dataclass(slots=True)
 class Rule:
-    """`fault` befalls the requests whose method and path match: after the first `skip` of them, `times` times."""
+    """`fault` befalls the requests whose method, path and size match: after the first `skip` of them, `times` times."""
 
     fault: Fault
     method: str | None = None
     path: str = ""
     skip: int = 0
     times: int | None = 1
+    larger_than: int = -1
     done: int = 0
 
-    def takes(self, method: str, target: str) -> bool:
+    def takes(self, method: str, target: str, size: int) -> bool:
         """Whether it is this rule's turn; counts the request."""
-        if self.method not in (None, method) or self.path not in target:
+        if self.method not in (None, method) or self.path not in target or size <= self.larger_than:
             return False
         if self.skip > 0:
             self.skip -= 1
@@ -137,11 +143,13 @@ class _Head:
 class FaultProxy:
     """A context manager; `url` is what the agent is given. Rules may be added at any time, from any thread.
 
+    With a `certificate` (and its key, in one file) it speaks TLS to its clients, and plain HTTP to the server.
     `held` lists the targets whose answers are withheld: once one is there, what was to be committed first has been.
     """
 
     upstream_port: int
     port: int = 0
+    certificate: Path | None = None
     seen: list[Seen] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     _late: list[bytes] = field(default_factory=list)
@@ -154,7 +162,7 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> FaultProxy:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="fault-proxy", daemon=True)
@@ -169,10 +177,18 @@ class FaultProxy:
         self._thread.join(30)
 
     def add(
-        self, fault: Fault, *, method: str | None = None, path: str = "", skip: int = 0, times: int | None = 1
+        self,
+        fault: Fault,
+        *,
+        method: str | None = None,
+        path: str = "",
+        skip: int = 0,
+        times: int | None = 1,
+        larger_than: int = -1,
     ) -> Rule:
-        """Earlier rules go first. `path` is a part of the request target; `times=None` is for ever."""
-        rule = Rule(fault, method, path, skip, times)
+        """Earlier rules go first. `path` is a part of the request target; `times=None` is for ever; `larger_than` spares
+        requests whose body has no more bytes."""
+        rule = Rule(fault, method, path, skip, times, larger_than)
         with self._lock:
             self._rules.append(rule)
         return rule
@@ -210,7 +226,11 @@ class FaultProxy:
             finally:
                 connections.discard(task)
 
-        server = await asyncio.start_server(accept, "127.0.0.1", self.port, limit=MAX_HEAD)
+        tls = None
+        if self.certificate is not None:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.load_cert_chain(self.certificate)
+        server = await asyncio.start_server(accept, "127.0.0.1", self.port, limit=MAX_HEAD, ssl=tls)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stopped.wait()
@@ -242,7 +262,7 @@ class FaultProxy:
         if fault.kind is Kind.COMMIT_LATE:
             pieces = [piece async for piece in _body(reader, head)]
             with self._lock:
-                self._late.append(head.with_header("Connection", "close").encode() + b"".join(pieces))
+                self._late.append(self._upwards(head).encode() + b"".join(pieces))
             return await self._hang(target)
         if fault.kind is Kind.REPLY:
             async for _piece in _body(reader, head):
@@ -259,7 +279,7 @@ class FaultProxy:
     ) -> bool:
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.upstream_port, limit=MAX_HEAD)
         try:
-            up_writer.write(head.with_header("Connection", "close").encode())
+            up_writer.write(self._upwards(head).encode())
             sent = 0
             async for piece in _body(reader, head):
                 if fault.kind is Kind.CUT_MID_REQUEST and sent + len(piece) > fault.at:
@@ -291,6 +311,12 @@ class FaultProxy:
             return await _write_reply(writer, fault, method)
         if fault.kind is Kind.COMMIT_THEN_HANG:
             return await self._hang(target)
+        if fault.kind is Kind.DRIP:
+            for byte in head.encode() + body:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(1)
+            return _close(writer)
         half = body[: len(body) // 2]
         if fault.kind is Kind.TRUNCATE:
             writer.write(head.with_header("Content-Length", str(len(half))).encode() + half)
@@ -302,9 +328,14 @@ class FaultProxy:
             return _close(writer)  # FIN, not RST: the client must see the half that was sent
         return _cut(writer)
 
+    def _upwards(self, head: _Head) -> _Head:
+        """What the server is asked: under its own name, as a reverse proxy does that has another one."""
+        return head.with_header("Connection", "close").with_header("Host", f"127.0.0.1:{self.upstream_port}")
+
     def _choose(self, method: str, target: str, head: _Head) -> Fault:
+        size = int(head.get("content-length") or 0)
         with self._lock:
-            fault = next((rule.fault for rule in self._rules if rule.takes(method, target)), PASS)
+            fault = next((rule.fault for rule in self._rules if rule.takes(method, target, size)), PASS)
             self.seen.append(Seen(method, target, fault.kind, {k.lower(): v for k, v in head.headers}))
         return fault
 
@@ -355,3 +386,18 @@ def _cut(*writers: asyncio.StreamWriter) -> bool:
 def _close(writer: asyncio.StreamWriter) -> bool:
     writer.close()
     return False
+
+
+@contextlib.contextmanager
+def black_hole(port: int) -> Iterator[None]:
+    """A loopback port that answers no attempt to connect: the queue of a listener that accepts nobody is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(0)
+        for _ in range(4):
+            guest = stack.enter_context(socket.socket())
+            guest.setblocking(False)
+            guest.connect_ex(("127.0.0.1", port))
+        yield

@@ -10,13 +10,16 @@ template that is migrated once a machine, and the background job runner (seven m
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
+import ipaddress
 import math
 import os
 import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -24,6 +27,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -64,15 +68,22 @@ class MlflowServer:
     """One `mlflow server` on a loopback port, with its database and artifacts below `root`."""
 
     def __init__(
-        self, root: Path, *, extra_args: Sequence[str] = (), extra_env: Mapping[str, str] | None = None
+        self,
+        root: Path,
+        *,
+        extra_args: Sequence[str] = (),
+        extra_env: Mapping[str, str] | None = None,
+        certificate: Path | None = None,
     ) -> None:
+        """``certificate``: with it the server speaks TLS, and only to those who show it themselves."""
         self.root = root
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
+        self.tls = None if certificate is None else client_context(certificate)
         self.database = root / "mlflow.sqlite"
         self.artifact_root = root / "artifacts"
         self.log = root / "server.log"
-        self._extra_args = tuple(extra_args)
+        self._extra_args = (*extra_args, *_over_tls(certificate))
         self._extra_env = dict(extra_env or {})
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -106,6 +117,13 @@ class MlflowServer:
         """End it if it runs, and start again on the same port and data."""
         self.stop()
         self.start()
+
+    def await_health(self) -> None:
+        """Until it answers; one that was killed is started again."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = None
+            self.start()
+        self._wait_until_healthy(self._process)
 
     def client(self) -> MlflowClient:
         """MLflow's own client, talking to this server directly."""
@@ -197,7 +215,8 @@ class MlflowServer:
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_DEADLINE_S
         while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+            asked = urllib.request.Request(f"{self.url}/health")
+            with contextlib.suppress(OSError), urllib.request.urlopen(asked, timeout=5, context=self.tls) as answer:
                 if answer.read() == b"OK":
                     return
             time.sleep(0.05)
@@ -215,6 +234,77 @@ class MlflowServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+class Undertaker:
+    """Kills the server, and starts it again on the same port and data beside whatever goes on meanwhile."""
+
+    def __init__(self, server: MlflowServer) -> None:
+        self._server = server
+        self._starting: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1)
+        self.kills = 0
+
+    def __enter__(self) -> Undertaker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+
+    def strike(self) -> None:
+        self.wait()
+        self._server.kill()
+        self.kills += 1
+        self._starting = self._pool.submit(self._server.start)
+
+    def wait(self) -> None:
+        """Until the server is up again."""
+        if self._starting is not None:
+            self._starting.result()
+
+
+def _over_tls(certificate: Path | None) -> tuple[str, ...]:
+    if certificate is None:
+        return ()
+    told = {
+        "keyfile": certificate,
+        "certfile": certificate,
+        "ca-certs": certificate,
+        "cert-reqs": ssl.CERT_REQUIRED.value,
+    }
+    return "--uvicorn-opts", " ".join(f"--ssl-{name} {value}" for name, value in told.items())
+
+
+def client_context(certificate: Path) -> ssl.SSLContext:
+    """Trusts the holder of a certificate, and shows the same to it."""
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.load_cert_chain(certificate)
+    return context
+
+
+def self_signed(path: Path, *, address: str = "127.0.0.1", days: tuple[int, int] = (-1, 2)) -> Path:
+    """A certificate that is good for server and client, its key included. ``days``: from when to when, from today."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
+        .serial_number(1)
+        .not_valid_before(now + datetime.timedelta(days=days[0]))
+        .not_valid_after(now + datetime.timedelta(days=days[1]))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    path.write_bytes(made.public_bytes(pem) + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return path
 
 
 def _is_left_over(name: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from tests.servers import MlflowServer, Point, point
 
 from mlferry_spool import records
 from mlferry_spool.blobs import Blobs
-from mlferry_spool.layout import new_run_directory
+from mlferry_spool.layout import find_run, new_run_directory
 from mlferry_spool.writer import Writer
 
 SOURCE = Path(__file__).parents[1]
@@ -209,12 +210,16 @@ def _short(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Ferry:
-    """The `mlferry` command on one spool and one state directory, away from this machine's own configuration."""
+    """The `mlferry` command on one spool and one state directory, away from this machine's own configuration.
+
+    ``before``: a command that executes it, in other surroundings.
+    """
 
     spool: Path
     state: Path
     to: str | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
+    before: tuple[str, ...] = ()
 
     def env(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "MLFERRY_"))}
@@ -224,7 +229,7 @@ class Ferry:
         return {**clean, **told, **to, "PYTHONPATH": paths, "COLUMNS": "200", **self.environ}
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "mlferry_agent.main", *words]
+        return [*self.before, sys.executable, "-m", "mlferry_agent.main", *words]
 
     def __call__(self, *words: str, deadline_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run the command to its end."""
@@ -239,10 +244,15 @@ class Ferry:
 
     def start(self, *words: str, log: Path | None = None) -> subprocess.Popen[bytes]:
         """Start the command in a process group of its own; its words go to ``log``."""
-        self.state.mkdir(exist_ok=True)
+        self.state.mkdir(parents=True, exist_ok=True)
         with (log or Path(os.devnull)).open("ab") as sink:
             return subprocess.Popen(
-                self.command(*words), env=self.env(), stdout=sink, stderr=sink, start_new_session=True
+                self.command(*words),
+                env=self.env(),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
             )
 
     @contextmanager
@@ -275,9 +285,9 @@ def wait_until(holds: Callable[[], Any], what: str, deadline_s: float = 60.0) ->
 
 # -- writers in processes of their own ---------------------------------------------------
 
-#: Logs a metric every few milliseconds until it is killed, and says which calls returned.
+#: Logs a metric every few milliseconds until it is killed, or told by SIGTERM to finish, and says which calls returned.
 _LIVE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from mlferry_spool import records
 from mlferry_spool.writer import Writer
@@ -285,12 +295,14 @@ directory, run_id, experiment, role, first = sys.argv[1:]
 name, time_ms = f"live-{role}-{first}", 1_700_000_000_000
 opening = records.Open(writer_id=name, run_id=run_id, experiment_name=experiment, role=role, start_time=time_ms)
 writer = Writer(Path(directory), opening)
-step = int(first)
-while True:
+step, told = int(first), []
+signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+while not told:
     assert writer.append(4, (time_ms + step, step, {"loss": float(step)}))
     print(step, flush=True)
     step += 1
     time.sleep(0.004)
+assert writer.close(records.RunEnd(time.time_ns() // 1_000_000, "FINISHED"))
 """
 
 
@@ -308,10 +320,11 @@ class LiveWriter:
         for _ in range(count):
             self._note(self.process.stdout.readline())
 
-    def kill(self) -> None:
-        """SIGKILL, and note every call that had returned by then."""
-        self.process.kill()
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """SIGKILL, or SIGTERM to let it finish in order; and note every call that had returned by then."""
+        self.process.send_signal(number)
         self.process.wait()
+        self.logged.status = "KILLED" if number == signal.SIGKILL else "FINISHED"
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self._note(line)
@@ -324,14 +337,31 @@ class LiveWriter:
 
 
 @contextmanager
-def live_writer(root: Path, experiment: str, *, role: str = "primary", first: int = 0) -> Iterator[LiveWriter]:
-    """A run that is being logged by another process; killed at the end if it still lives."""
-    logged = Logged(uuid.uuid4().hex)
-    directory = new_run_directory(root, logged.run_id, T0)
+def live_writer(
+    root: Path,
+    experiment: str,
+    *,
+    role: str = "primary",
+    first: int = 0,
+    logged: Logged | None = None,
+    host: Sequence[str] = (),
+) -> Iterator[LiveWriter]:
+    """A run that is being logged by another process; killed at the end if it still lives.
+
+    Args:
+        logged: of a run that goes on.
+        host: what stands before its command, to have it run on another machine (see ``hosts``).
+    """
+    logged = logged or Logged(uuid.uuid4().hex)
+    directory = find_run(root, logged.run_id) or new_run_directory(root, logged.run_id, T0)
     words: Sequence[str] = (str(directory), logged.run_id, experiment, role, str(first))
     environ = {**os.environ, "PYTHONPATH": str(SOURCE / "spool")}
     process = subprocess.Popen(
-        [sys.executable, "-c", _LIVE, *words], env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [*host, sys.executable, "-c", _LIVE, *words],
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     try:

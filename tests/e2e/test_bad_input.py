@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.disks import can_mount
 from tests.servers import MlflowServer, free_port
 from tests.spooling import Ferry, SpooledRun, a_bit_of_everything, differences, unique
 
@@ -174,6 +175,22 @@ def test_a_state_directory_that_cannot_be_used_is_named(
     refused(
         ferry("sync", "--state-dir", str(blocked / "state")), 1, "ledger", "MLFERRY_STATE_DIR", "spool was not touched"
     )
+    delivered(ferry, mlflow_server, run)
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounting needs root")
+def test_a_state_directory_that_is_read_only_is_named_and_can_be_looked_at(
+    ferry: Ferry, mlflow_server: MlflowServer
+) -> None:
+    run = a_bit_of_everything(ferry.spool, unique("read-only"), points=5, files=1)
+    delivered(ferry, mlflow_server, run)
+    subprocess.run(["mount", "--bind", ferry.state, ferry.state], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", ferry.state], check=True)
+        refused(ferry("sync"), 1, "Read-only file system", "MLFERRY_STATE_DIR", "spool was not touched")
+        refused(ferry("status"), 0, "0 pending", "FINISHED")
+    finally:
+        subprocess.run(["umount", ferry.state], check=True)
     delivered(ferry, mlflow_server, run)
 
 

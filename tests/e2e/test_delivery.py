@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,10 @@ from tests.spooling import (
     wait_until,
 )
 
+import mlferry
+from mlferry_agent import verification
+from mlferry_agent.config import Config
+from mlferry_agent.syncing import verify
 from mlferry_spool import records
 from mlferry_spool.blobs import Blobs
 from mlferry_spool.layout import new_run_directory
@@ -139,9 +144,9 @@ def test_a_file_that_was_logged_three_times_ends_as_it_was_logged_last(
     assert differences(mlflow_server, run.logged) == []
 
 
-def test_three_hundred_small_files_arrive_under_their_names(ferry: Ferry, mlflow_server: MlflowServer) -> None:
+def test_a_hundred_small_files_arrive_under_their_names(ferry: Ferry, mlflow_server: MlflowServer) -> None:
     run = SpooledRun(ferry.spool, unique("files"))
-    for number in range(296):
+    for number in range(96):
         run.artifact(f"plots/{number % 7}/{number}.txt", b"" if number == 3 else f"file {number}".encode())
     for name in ("ein Bild mit Leerzeichen.png", "größe/學.bin", "100%.txt", "a+b&c=d;e.txt"):
         run.artifact(name, name.encode())
@@ -149,6 +154,17 @@ def test_three_hundred_small_files_arrive_under_their_names(ferry: Ferry, mlflow
     deliver(ferry)
     assert differences(mlflow_server, run.logged) == []
     assert mlflow_server.artifacts_by_api(on_server(mlflow_server, run)).keys() == run.logged.artifacts.keys()
+
+
+async def test_delivery_from_python_returns_the_verdict(
+    ferry: Ferry, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFERRY_STATE_DIR", str(ferry.state))
+    run = a_bit_of_everything(ferry.spool, unique("python"))
+    assert not mlferry.status(dir=ferry.spool, to=mlflow_server.url).complete
+    found = await mlferry.sync_async(run.run_id, dir=ferry.spool, to=mlflow_server.url)
+    assert (found.complete, found.pending, found.runs[0].server_run_id) == (True, 0, on_server(mlflow_server, run))
+    assert differences(mlflow_server, run.logged) == []
 
 
 _WITH_PEAK = """
@@ -212,12 +228,12 @@ def test_ranks_of_one_job_make_one_run(ferry: Ferry, mlflow_server: MlflowServer
     for rank in (1, 2, 3):
         place = {"directory": other} if directories == 2 and rank % 2 else {}
         ranks.append(run.beside(rank=rank, attempt="a job", **place))
-    for number, rank in enumerate(ranks):
+    for number, part in enumerate(ranks):
         for step in range(700):
-            rank.metrics(step, {f"rank {number}/loss": float(step), "shared": float(number)})
-        rank.artifact(f"rank-{number}.bin", os.urandom(50_000))
-    for number, rank in enumerate(ranks):
-        rank.end(end_time=T0 + 1_000_000 + number)
+            part.metrics(step, {f"rank {number}/loss": float(step), "shared": float(number)})
+        part.artifact(f"rank-{number}.bin", os.urandom(50_000))
+    for number, part in enumerate(ranks):
+        part.end(end_time=T0 + 1_000_000 + number)
     deliver(ferry)
     assert differences(mlflow_server, run.logged) == []
     assert mlflow_server.stored(on_server(mlflow_server, run)).end_time == T0 + 1_000_003
@@ -275,7 +291,7 @@ writer.close(records.RunEnd(1_700_000_900_000, "FINISHED"))
 def test_what_forked_helpers_log_arrives_and_their_death_is_not_the_runs(
     ferry: Ferry, mlflow_server: MlflowServer
 ) -> None:
-    logged = Logged("f0" * 16, status="FINISHED")
+    logged = Logged(uuid.uuid4().hex, status="FINISHED")
     directory = new_run_directory(ferry.spool, logged.run_id, T0)
     words = [str(directory), logged.run_id, unique("forked")]
     subprocess.run([sys.executable, "-c", _FORKING, *words], env=ferry.env(), check=True)
@@ -303,6 +319,18 @@ def test_points_appear_while_the_run_lives_and_it_is_closed_soon_after_its_death
         live.kill()
         live.logged.status = "KILLED"
         wait_for_arrival(mlflow_server, live.logged, 15)
+
+
+def test_the_first_run_of_a_spool_that_was_not_there_is_seen_at_once(
+    ferry: Ferry, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with ferry.agent(log=log):
+        wait_until(lambda: log.exists() and "idle" in log.read_text(), "the agent has looked and found nothing")
+        with live_writer(ferry.spool, unique("first")) as live:
+            live.await_steps(1)
+            # Far below the 15 seconds after which the whole spool is looked at in any case.
+            wait_until(lambda: server_runs(mlflow_server, live.logged.run_id), "the run appears", 8)
 
 
 def test_an_idle_agent_hardly_uses_the_processor(ferry: Ferry, mlflow_server: MlflowServer) -> None:
@@ -376,3 +404,35 @@ def test_a_spool_that_was_copied_elsewhere_goes_to_the_same_runs(
     subprocess.run(["cp", "-a", str(ferry.spool), str(elsewhere.spool)], check=True)
     deliver(elsewhere)
     assert differences(mlflow_server, run.logged) == []
+
+
+async def test_a_run_of_more_points_than_fit_in_memory_is_verified_in_groups(
+    ferry: Ferry, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SpooledRun(ferry.spool, unique("groups"))
+    for step in range(30):
+        run.metrics(step, {f"m{key}": float(step) for key in range(10)})
+    run.end()
+    deliver(ferry)
+    monkeypatch.setattr(verification, "_POINTS_AT_ONCE", 70)
+    folds: list[tuple[str, ...]] = []
+    fold = verification._Spooled.fold
+    monkeypatch.setattr(verification._Spooled, "fold", lambda self, keys: (folds.append(keys), fold(self, keys))[1])
+    config = Config(to=mlflow_server.url, dir=ferry.spool, state_dir=ferry.state)
+    [found] = await verify(config, {}, [])
+    assert (found.differences, found.points) == ([], 300)
+    assert [len(keys) for keys in folds] == [0, 2, 2, 2, 2, 2]
+
+
+def test_a_clock_that_goes_back_while_a_process_logs_changes_nothing_of_what_comes_last(
+    ferry: Ferry, mlflow_server: MlflowServer
+) -> None:
+    run = SpooledRun(ferry.spool, unique("clock"))
+    for time_ms, value in ((T0 + 86_400_000, "first"), (T0, "last")):
+        assert run.writer.put(records.Tags(time_ms, {"state": value}))
+    run.logged.tags["state"] = "last"
+    run.end()
+    deliver(ferry)
+    assert differences(mlflow_server, run.logged) == []
+    verified = ferry("verify")
+    assert verified.returncode == 0, verified.stdout

@@ -27,6 +27,8 @@ from tests.spooling import (
     wait_until,
 )
 
+SET_ASIDE = 3
+
 #: One path of every endpoint that a delivery meets.
 ENDPOINTS = (
     "/version",
@@ -120,6 +122,26 @@ def test_a_storm_of_faults_costs_nothing(ferry: Ferry, proxy: FaultProxy, mlflow
         proxy.add(dice.choice(kinds), path=dice.choice(ENDPOINTS), skip=dice.randrange(4))
     deliver(ferry)
     assert [differences(mlflow_server, run.logged) for run in runs] == [[]] * 4
+
+
+def test_a_proxy_that_takes_no_large_bodies_gets_smaller_ones(
+    ferry: Ferry, proxy: FaultProxy, mlflow_server: MlflowServer
+) -> None:
+    run = a_bit_of_everything(ferry.spool, unique("413"), points=600, files=2)
+    large = run.beside()
+    large.artifact("too large.bin", os.urandom(20_001))
+    large.end()
+    rule = proxy.add(faults.reply(413, faults.HTML), times=None, larger_than=20_000)
+    done = ferry("sync")
+    assert done.returncode == SET_ASIDE, done.stdout + done.stderr
+    [entry] = ferry.statuses()[run.run_id]["quarantined"]
+    assert entry["name"] == "too large.bin" and "HTTP 413" in entry["reason"]
+    del run.logged.artifacts["too large.bin"]
+    assert differences(mlflow_server, run.logged) == []
+    assert rule.done >= 2, "no batch was too large"
+    proxy.clear()
+    ferry("retry")
+    deliver(ferry)
 
 
 # -- a create that is carried out after nobody waits for it any more ---------------------------------------------------

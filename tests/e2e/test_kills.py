@@ -11,14 +11,13 @@ import os
 import random
 import time
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from tests import faults
 from tests.faults import FaultProxy
-from tests.servers import MlflowServer
+from tests.servers import MlflowServer, Undertaker
 from tests.spooling import (
     Ferry,
     SpooledRun,
@@ -98,33 +97,6 @@ def a_large_run(root: Path) -> SpooledRun:
         run.artifact(path, data)
     run.end()
     return run
-
-
-class Undertaker:
-    """Kills the server, and starts it again on the same port and data beside whatever goes on meanwhile."""
-
-    def __init__(self, server: MlflowServer) -> None:
-        self._server = server
-        self._starting: Future[None] | None = None
-        self._pool = ThreadPoolExecutor(1)
-        self.kills = 0
-
-    def __enter__(self) -> Undertaker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True)
-
-    def strike(self) -> None:
-        self.wait()
-        self._server.kill()
-        self.kills += 1
-        self._starting = self._pool.submit(self._server.start)
-
-    def wait(self) -> None:
-        """Until the server is up again."""
-        if self._starting is not None:
-            self._starting.result()
 
 
 def live_and_die(ferry: Ferry, proxy: FaultProxy, moment: Moment, dice: random.Random, undertaker: Undertaker) -> bool:

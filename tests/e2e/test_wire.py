@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.examples import examples
 from tests.servers import MlflowServer, Point, point
 from tests.wire import LARGEST, exchange, judged, new_run_id, raw, said
 
@@ -63,7 +64,7 @@ def bits(points: list[Point]) -> list[tuple[str, int, int, object]]:
     ]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=list(HealthCheck))
 @given(METRICS, st.dictionaries(KEYS, VALUES, max_size=60), st.dictionaries(KEYS, VALUES, max_size=60))
 def test_all_that_the_encoder_passes_is_stored_exactly_and_nothing_after_it_is_dropped(
     mlflow_server: MlflowServer,

@@ -12,7 +12,11 @@ import pytest
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 SYSTEM_UNIT = SYSTEMD / "mlferry-agent.service"
+TEMPLATE = SYSTEMD / "mlferry-agent@.service"
 USER_UNIT = SYSTEMD / "user" / "mlferry-agent.service"
+
+EVERY = pytest.mark.parametrize("unit", [SYSTEM_UNIT, TEMPLATE, USER_UNIT], ids=["system", "template", "user"])
+THE_SYSTEMS = pytest.mark.parametrize("unit", [SYSTEM_UNIT, TEMPLATE], ids=["system", "template"])
 
 needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 needs_sysusers = pytest.mark.skipif(
@@ -47,10 +51,9 @@ def with_present_command(unit: Path, directory: Path) -> Path:
 
 
 @needs_analyze
-@pytest.mark.parametrize(
-    ("unit", "manager"), [(SYSTEM_UNIT, "--system"), (USER_UNIT, "--user")], ids=["system", "user"]
-)
-def test_systemd_accepts_the_unit_without_a_word(unit: Path, manager: str, tmp_path: Path) -> None:
+@EVERY
+def test_systemd_accepts_the_unit_without_a_word(unit: Path, tmp_path: Path) -> None:
+    manager = "--user" if unit is USER_UNIT else "--system"
     copy = with_present_command(unit, tmp_path)
     verdict = run("systemd-analyze", manager, "verify", "--man=no", copy, XDG_RUNTIME_DIR=str(tmp_path))
     said = [line for line in verdict.stderr.splitlines() if unit.name in line]
@@ -58,32 +61,50 @@ def test_systemd_accepts_the_unit_without_a_word(unit: Path, manager: str, tmp_p
 
 
 @needs_analyze
-def test_the_system_unit_is_no_more_exposed_than_1_2() -> None:
-    verdict = run("systemd-analyze", "security", "--offline=true", "--threshold=12", "--no-pager", SYSTEM_UNIT)
+@THE_SYSTEMS
+def test_the_unit_is_no_more_exposed_than_1_2(unit: Path) -> None:
+    verdict = run("systemd-analyze", "security", "--offline=true", "--threshold=12", "--no-pager", unit)
     assert verdict.returncode == 0, verdict.stdout + verdict.stderr
 
 
-@pytest.mark.parametrize("unit", [SYSTEM_UNIT, USER_UNIT], ids=["system", "user"])
+@EVERY
 def test_the_unit_starts_the_agent_and_waits_for_its_word(unit: Path) -> None:
     given = settings(unit)
     assert given["ExecStart"][0].endswith("/mlferry agent")
     assert given["Type"] == ["notify"]
     assert int(given["WatchdogSec"][0]) >= 30
+    assert given["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
 
 
-def test_the_system_unit_holds_no_capability() -> None:
+@THE_SYSTEMS
+def test_the_unit_holds_no_capability(unit: Path) -> None:
     """Least of all CAP_DAC_READ_SEARCH, with which an agent would read everybody's spool; the score hardly sees it."""
-    given = settings(SYSTEM_UNIT)
+    given = settings(unit)
     assert given["CapabilityBoundingSet"] == given["AmbientCapabilities"] == [""]
 
 
-@pytest.mark.parametrize("unit", [SYSTEM_UNIT, USER_UNIT], ids=["system", "user"])
+def test_the_sandbox_of_the_template_is_that_of_the_system_unit_but_for_the_homes() -> None:
+    system, template = settings(SYSTEM_UNIT), settings(TEMPLATE)
+    of_a_place = {"Description", "User", "Group", "Environment", "LoadCredential", "StateDirectory", "ReadOnlyPaths"}
+    apart = {name for name in {*system, *template} if system.get(name) != template.get(name)} - of_a_place
+    assert apart == {"ProtectHome"}
+    assert template["ProtectHome"] == ["read-only"]
+
+
+def test_each_agent_of_the_template_has_a_user_a_token_and_a_state_of_its_own() -> None:
+    given = settings(TEMPLATE)
+    assert given["User"] == ["%i"]
+    assert given["LoadCredential"][0].endswith("/%i") and given["StateDirectory"][0].endswith("/%i")
+
+
+@EVERY
 def test_no_secret_has_a_place_in_a_unit(unit: Path) -> None:
     assert not re.search(r"(?i)^(?!#).*(MLFLOW_TRACKING_TOKEN|PASSWORD=)", unit.read_text(), re.MULTILINE)
 
 
-def test_the_token_comes_as_a_credential_under_the_name_that_the_agent_reads() -> None:
-    name = settings(SYSTEM_UNIT)["LoadCredential"][0].partition(":")[0]
+@THE_SYSTEMS
+def test_the_token_comes_as_a_credential_under_the_name_that_the_agent_reads(unit: Path) -> None:
+    name = settings(unit)["LoadCredential"][0].partition(":")[0]
     source = (SYSTEMD.parent / "agent/mlferry_agent/credentials.py").read_text()
     assert f'"{name}"' in source
 
@@ -94,7 +115,8 @@ def test_the_places_of_the_unit_are_made_by_tmpfiles_or_by_systemd() -> None:
     made = (SYSTEMD / "tmpfiles.d/mlferry.conf").read_text().split()
     assert environ["MLFERRY_DIR"] in made
     assert environ["MLFERRY_STATE_DIR"] == f"/var/lib/{given['StateDirectory'][0]}"
-    assert all(str(Path(value.split(":")[1]).parent) in made for value in given["LoadCredential"])
+    tokens = [value for unit in (SYSTEM_UNIT, TEMPLATE) for value in settings(unit)["LoadCredential"]]
+    assert all(str(Path(value.split(":")[1]).parent) in made for value in tokens)
 
 
 @needs_sysusers
@@ -115,3 +137,5 @@ def test_tmpfiles_makes_a_spool_that_only_its_owner_may_enter(tmp_path: Path) ->
     assert verdict.returncode == 0, verdict.stderr
     spool = (tmp_path / "var/spool/mlferry").stat()
     assert (spool.st_uid, spool.st_mode & 0o777) == (990, 0o700)
+    tokens = (tmp_path / "etc/mlferry/tokens").stat()
+    assert (tokens.st_uid, tokens.st_mode & 0o777) == (0, 0o700)

@@ -143,6 +143,12 @@ def test_the_wheel_installs_three_packages_and_nothing_called_sdk_or_agent(built
     assert not [name for name in names if "__pycache__" in name]
 
 
+def test_the_wheel_holds_the_status_page(built: Built) -> None:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        found = {name.rpartition("/")[2] for name in wheel.namelist() if name.startswith("mlferry_agent/web/page/")}
+    assert found == {"index.html", "page.css", "page.js", "icon.svg"}
+
+
 def test_the_sdist_holds_the_sources_and_no_environment(built: Built) -> None:
     with tarfile.open(built.sdist) as sdist:
         names = ["/".join(name.split("/")[1:]) for name in sdist.getnames()]

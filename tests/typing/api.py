@@ -8,6 +8,13 @@ from typing_extensions import assert_type
 
 import mlferry
 from mlferry import Run
+from mlferry.huggingface import MLFerryCallback
+from mlferry.lightning import MLFerryLogger
+
+
+def delivered() -> None:
+    assert_type(mlferry.sync("4f2c", to="http://there", give_up_after=10), mlferry.Verdict)
+    assert_type(mlferry.status().runs[0].pending, int)
 
 
 def training(tensor: Any, figure: Any, image: Any) -> None:
@@ -48,7 +55,18 @@ def explicit() -> None:
         run.end("FAILED")
 
 
+def frameworks() -> None:
+    logger = MLFerryLogger("nets", run_name="first", tags={"a": 1}, log_model="all", prefix="p")
+    assert_type(logger.experiment, Run)
+    assert_type(logger.version, str | None)
+    logger.log_metrics({"loss": 0.5}, step=1)
+    logger.log_hyperparams({"lr": 1e-3})
+    logger.finalize("success")
+    MLFerryCallback()
+
+
 def wrong() -> None:
     mlferry.log_metric(1, 1.0)  # type: ignore[arg-type]
     mlferry.log_text("x")  # type: ignore[call-arg]
+    MLFerryLogger(log_model="best")  # type: ignore[arg-type]
     mlferry.start_run(nested="yes")  # type: ignore[arg-type]

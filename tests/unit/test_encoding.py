@@ -157,7 +157,7 @@ def test_a_dataset_field_may_fill_its_limit_and_no_more(field: str, limit: int) 
 
 
 def test_names_may_fill_their_limits_and_no_more() -> None:
-    for encode, limit in ((encoding.experiment_name, 500), (encoding.run_name, 250), (encoding.workspace, 255)):
+    for encode, limit in ((encoding.experiment_name, 500), (encoding.run_name, 8000), (encoding.workspace, 255)):
         assert encode("n" * limit) == "n" * limit
         with pytest.raises(Unencodable):
             encode("n" * (limit + 1))

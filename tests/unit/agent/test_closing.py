@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mlferry_agent.closing import Verdict, WriterFacts, is_alive, verdict
@@ -127,3 +129,30 @@ def test_life_is_told_by_the_lock_here_and_by_age_elsewhere(
         stale_after_s=900,
     )
     assert found is lives
+
+
+@pytest.mark.parametrize("unread", [replace(HERE, boot_id=""), HERE], ids=["here", "there"])
+def test_a_boot_id_that_could_not_be_read_is_no_other_boot(unread: Machine) -> None:
+    writer = HERE if unread.boot_id == "" else replace(HERE, boot_id="")
+    lately = {"local_disk": True, "last_sign": NOW - 5000, "now": NOW, "stale_after_s": 900.0}
+    assert is_alive(opening(writer), Lock.HELD, unread, **lately)  # type: ignore[arg-type]
+
+
+def ended_in_order(facts: WriterFacts) -> WriterFacts:
+    return replace(facts, finished=True, in_order=True)
+
+
+@pytest.mark.parametrize(
+    ("writers", "status", "end_time"),
+    [
+        ([ended_in_order(writer("a", 0, 10))], "RUNNING", None),
+        ([replace(writer("a", 0, 10), finished=True)], "KILLED", 10),
+        ([ended_in_order(writer("a", 0, 10)), writer("b", 20, 30, "FINISHED")], "FINISHED", 30),
+        ([writer("a", 0, 10, "FINISHED"), writer("g", 5, 40, role="guest", alive=True)], "FINISHED", 10),
+        ([writer("a", 0, 10, "FINISHED"), writer("g", 20, 40, role="guest")], "FINISHED", 10),
+        ([writer("a", 0, 10), writer("g", 20, 40, "FAILED", role="guest")], "FAILED", 40),
+        ([writer("a", 0, 10, alive=True), writer("g", 20, 40, "FAILED", role="guest")], "RUNNING", None),
+    ],
+)
+def test_guests_and_logs_without_an_end(writers: list[WriterFacts], status: str, end_time: int | None) -> None:
+    assert verdict(writers) == Verdict(status, end_time)

@@ -61,6 +61,19 @@ def test_ranks_on_several_machines_share_no_run_where_nothing_tells_two_launches
     assert Process(across, detect(across, "x")).undecided
 
 
+def test_a_rank_that_shares_its_run_with_nobody_says_so_unless_the_run_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    across = {**TORCHRUN, "TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node1"}
+    for name, value in {**across, "MLFERRY_DIR": str(tmp_path), "MLFERRY_QUIET": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(fluent, "_process", lambda: Process(across, detect(across, "x")))
+    fluent.open_run("f" * 32).end()
+    assert not caplog.records
+    fluent.open_run().end()
+    assert "this run is of this rank alone" in caplog.text and "--rdzv-id" in caplog.text
+
+
 @pytest.mark.parametrize(
     "other",
     [{"SLURM_JOB_ID": "78"}, {"SLURM_STEP_ID": "1"}, {"SLURM_CLUSTER_NAME": "second"}],

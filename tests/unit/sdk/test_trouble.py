@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from numpy import array
 from tests.spools import only, read_run, told
 from tests.unit.sdk.conftest import Program
 
 import mlferry
-from mlferry import errors
+from mlferry import ending, errors
 from mlferry.guard import explained
 from mlferry_spool.records import Dropped
 
@@ -24,11 +25,21 @@ BAD: list[tuple[str, Callable[[], Any], type[errors.NotLogged]]] = [
     ("value", lambda: mlferry.log_metric("a", "x"), errors.BadMetric),
     ("value that raises", lambda: mlferry.log_metric("a", Raises()), errors.BadMetric),
     ("no mapping", lambda: mlferry.log_metrics([1.0]), errors.BadKey),  # type: ignore[arg-type]
+    ("metrics that fail", lambda: mlferry.log_metrics(RaisesInside()), errors.BadKey),
+    ("sum that fails", lambda: mlferry.log_metrics({"other": 1.0, "a": RaisesInside()}), errors.BadMetric),
     ("step", lambda: mlferry.log_metric("a", 1.0, step=2**63), errors.BadStep),
+    ("step of several", lambda: mlferry.log_metrics({"a": 1.0}, step=array([1, 2])), errors.BadStep),
+    ("step that raises", lambda: mlferry.log_metric("a", 1.0, step=Raises()), errors.BadStep),  # type: ignore[arg-type]
     ("series", lambda: mlferry.log_series("a", ["x"]), errors.BadSeries),
     ("param changed", lambda: (mlferry.log_param("p", 1), mlferry.log_param("p", 2)), errors.ParamChanged),
     ("surrogate", lambda: mlferry.log_param("q", "\ud800"), errors.BadText),
+    ("param that raises", lambda: mlferry.log_param("q", Raises()), errors.BadText),
+    ("param whose key raises", lambda: mlferry.log_param(Raises(), 1), errors.BadKey),  # type: ignore[arg-type]
+    ("param whose key cannot be hashed", lambda: mlferry.log_param([], 1), errors.BadKey),  # type: ignore[arg-type]
+    ("params that fail", lambda: mlferry.log_params(RaisesInside()), errors.BadKey),
     ("tag", lambda: mlferry.set_tag("/t", 1), errors.BadKey),
+    ("tag that raises", lambda: mlferry.set_tag("q", Raises()), errors.BadText),
+    ("tags that fail", lambda: mlferry.set_tags(RaisesInside()), errors.BadKey),
     ("artifact", lambda: mlferry.log_artifact("/nowhere"), errors.BadArtifact),
     ("path", lambda: mlferry.log_text("x", ".."), errors.BadArtifactPath),
     ("figure", lambda: mlferry.log_figure(Raises(), "x.png"), errors.BadArtifact),
@@ -50,6 +61,25 @@ class Raises:
         raise RuntimeError("not today")
 
     def __reduce__(self) -> Any:
+        raise RuntimeError("not today")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("not today")
+
+
+class RaisesInside(Mapping[str, Any]):
+    """A mapping that breaks once somebody looks into it; as a number it is no better."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise RuntimeError("not today")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a"])
+
+    def __len__(self) -> int:
+        return 1
+
+    def __radd__(self, other: object) -> Any:
         raise RuntimeError("not today")
 
 
@@ -96,6 +126,46 @@ def test_the_good_entries_are_kept_before_the_bad_one_is_raised(raising: Path) -
     with mlferry.start_run() as run, pytest.raises(errors.BadKey):
         mlferry.log_metrics({"bad@": 2.0, "good": 1.0})
     assert told(raising, run.info.run_id).values("good") == [1.0]
+
+
+def test_what_a_signal_handler_raises_reaches_the_program_and_nothing_is_logged_twice(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(kind: int, fields: object) -> bool:
+        append(kind, fields)
+        raise TimeoutError
+
+    with mlferry.start_run() as run:
+        run.log_metrics({"a": 0.0, "b": 0.0})  # now the names are known
+        append = run._append
+        monkeypatch.setattr(run, "_append", interrupted)
+        for call in (lambda: run.log_metric("a", 1.0), lambda: run.log_metrics({"a": 2.0, "b": 2.0})):
+            with pytest.raises(TimeoutError):
+                call()
+        monkeypatch.undo()
+    assert told(spool, run.info.run_id).values("a") == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "name\udce9", 7], ids=ascii)
+def test_a_run_begins_whatever_its_texts_hold(
+    spool: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: Any
+) -> None:
+    for name in ("LOGNAME", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.setenv(name, "\udce9")  # what Python makes of a byte that is not UTF-8
+    monkeypatch.setattr("sys.argv", ["caf\udce9.py"])
+    with mlferry.start_run(run_name=text) as run:
+        mlferry.log_metric("a", 1.0)
+    found = told(spool, run.info.run_id)
+    assert found.values("a") == [1.0]
+    assert found.tags["mlflow.source.name"] == r"caf\udce9.py"
+    assert found.tags["mlflow.runName"] == str(text).encode("utf-8", "backslashreplace").decode()
+
+
+def test_an_experiment_that_utf_8_cannot_hold_is_refused_before_it_is_set(spool: Path) -> None:
+    with pytest.raises(errors.BadExperiment):
+        mlferry.set_experiment("\ud800")
+    with mlferry.start_run() as run:
+        assert run.info.experiment_name == "Default"
 
 
 def test_a_param_may_be_logged_again_with_the_same_value(raising: Path) -> None:
@@ -174,6 +244,7 @@ def test_a_spool_that_cannot_be_made_is_raised_where_that_is_asked_for(
     with pytest.raises(errors.NotStored):
         mlferry.start_run()
     assert mlferry.active_run() is None
+    assert ending.open_runs() == []
 
 
 def test_a_full_disk_does_not_stop_training(program: Program, tmp_path: Path) -> None:

@@ -42,6 +42,43 @@ def test_the_fast_and_the_slow_path_agree_on_what_is_no_float(spool: Path) -> No
     assert found.dropped == 0
 
 
+def test_integers_and_booleans_among_floats_are_the_numbers_that_they_stand_for(spool: Path) -> None:
+    mixed: dict[str, Any] = {"a": 0.5, "b": 2**53 + 1, "c": True, "d": -3}
+    with mlferry.start_run() as run:
+        for _ in range(2):
+            mlferry.log_metrics(mixed)
+    found = told(spool, run.info.run_id)
+    assert {key: found.values(key) for key in mixed} == {key: [float(value)] * 2 for key, value in mixed.items()}
+
+
+def test_what_is_added_to_floats_and_is_none_is_looked_at_on_its_own(spool: Path) -> None:
+    import fractions
+
+    with mlferry.start_run() as run:
+        for _ in range(2):
+            mlferry.log_metrics({"a": 0.5, "b": fractions.Fraction(1, 4)})
+            mlferry.log_metrics({"a": 0.5, "b": 2**70})
+    found = told(spool, run.info.run_id)
+    assert found.values("b") == [0.25, 2.0**70, 0.25, 2.0**70]
+    assert found.dropped == 0
+
+
+def test_nothing_is_computed_with_values_that_are_no_plain_floats(spool: Path) -> None:
+    class Scalar:
+        """Like a tensor on a GPU: arithmetic with it would start a kernel."""
+
+        def __float__(self) -> float:
+            return 1.5
+
+        def __radd__(self, other: Any) -> Any:
+            raise AssertionError("computed")
+
+    with mlferry.start_run() as run:
+        for _ in range(2):
+            mlferry.log_metrics({"a": Scalar(), "b": 0.5})
+    assert told(spool, run.info.run_id).values("a") == [1.5, 1.5]
+
+
 @pytest.mark.parametrize("step", [0, -1, 2**63 - 1, -(2**63), 3.0])
 def test_a_whole_step_is_kept(raising: Path, step: Any) -> None:
     with mlferry.start_run() as run:

@@ -14,10 +14,11 @@ from mlferry_spool.codec import decode, pack
 from mlferry_spool.errors import CorruptSegment, UnsupportedKind, UnsupportedVersion, UntrustedFile
 from mlferry_spool.frames import PREAMBLE_BYTES, encode, preamble
 from mlferry_spool.layout import segment_name
-from mlferry_spool.reader import LogReader, open_trusted, segment_offsets
+from mlferry_spool.reader import LogReader, segment_offsets
 from mlferry_spool.records import Kind, SegmentEnd
 from mlferry_spool.settings import Settings
 from mlferry_spool.tailer import Cursor, Entry, Lost
+from mlferry_spool.trust import open_trusted
 
 
 def a_segment(base: int, payloads: list[bytes], *, salt: int = 5, following: int | None = None) -> bytes:

@@ -81,6 +81,9 @@ def test_a_value_that_cannot_be_stored_is_refused_and_leaves_no_mark(tmp_path: P
             writer.append(Kind.PARAMS, fields)
     with pytest.raises(RecordTooLarge):
         writer.append(Kind.PARAMS, number(1, "x" * limits.MAX_PAYLOAD_BYTES))
+    many = dict.fromkeys(map(str, range(limits.MAX_VALUES // 2)), "x")
+    with pytest.raises(RecordTooLarge, match="too many values"):
+        writer.append(Kind.PARAMS, [1, many])
     with pytest.raises(Unencodable):
         writer.close(RunEnd(1, "\ud800"))
     with pytest.raises(RecordTooLarge):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,6 +74,7 @@ WRITES = [
     Fault("write", errno.EIO),
     Fault("write", errno.EFBIG),
     Fault("write", errno.ESTALE),
+    Fault("write", errno.EROFS),
     *(
         Fault("write", then, short=short)
         for then in (0, errno.ENOSPC, errno.EFBIG, errno.EIO)
@@ -201,3 +203,37 @@ def test_a_file_system_without_fsync_is_not_taken_for_a_broken_one(tmp_path: Pat
         writer.tend(float(n))
     writer.close()
     assert read_back(tmp_path).numbers == list(range(10))
+
+
+class _OldDisk(FakeFiles):
+    """Files that are open when ``turn`` is called stay on a disk that answers every write with an error."""
+
+    def __init__(self, error: int) -> None:
+        super().__init__()
+        self._error = error
+        self._open: set[int] = set()
+        self._dead: set[int] = set()
+
+    def create(self, path: Path) -> int:
+        fd = super().create(path)
+        self._open.add(fd)
+        return fd
+
+    def turn(self) -> None:
+        self._dead = set(self._open)
+
+    def write(self, fd: int, data: bytes) -> int:
+        if fd in self._dead:
+            raise OSError(self._error, os.strerror(self._error))
+        return super().write(fd, data)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EROFS], ids=errno.errorcode.get)
+def test_a_disk_that_takes_the_place_of_one_that_is_broken_is_logged_to(error: int, tmp_path: Path) -> None:
+    files = _OldDisk(error)
+    writer = untended(tmp_path, SETTINGS, files=files)
+    assert writer.append(Kind.PARAMS, number(0))
+    files.turn()
+    assert all(writer.append(Kind.PARAMS, number(n)) for n in range(1, 4))
+    assert writer.close(FINISHED)
+    assert read_back(tmp_path).numbers == [0, 1, 2, 3]
