@@ -5,6 +5,10 @@ SHELL := bash
 
 PYTHON ?= python3
 JOBS ?= 2
+SEEDS ?= 5000
+FIRST ?= 0
+FACTOR ?= 10
+SECONDS ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -14,10 +18,10 @@ PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope
 # Without byte code every subprocess of the crash and e2e tests compiles mlflow's imports anew (seconds each).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test setup lint format unit house docs crash e2e bench demo clean tools
+.PHONY: test setup lint format unit house docs crash e2e oracle fuzz corpus simulate chaos soak long bench demo clean tools
 
-test: lint tools  ## lint and the whole test suite
-	@$(PYTEST)
+test: lint tools  ## lint and the whole test suite, but for variations that take long
+	@$(PYTEST) -m "not long"
 
 setup: $(STAMP)  ## .venv with mlferry (editable) and everything its tests need
 
@@ -28,12 +32,25 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-# Some crash tests count system calls. Where strace cannot be had they are skipped and say so.
+# What tests need of the machine: $(1) succeeds where it is there, $(2) are Debian's packages of it, $(3) is skipped without.
+define need
+	@{ $(1); } >/dev/null 2>&1 \
+	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq \
+	       && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2); } >/dev/null 2>&1 </dev/null \
+	  || echo "could not install: $(2). Skipped: $(3)"
+endef
+
 tools:
-	@command -v strace >/dev/null \
-	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq strace; } \
+	$(call need,command -v strace && command -v mkfs.btrfs,strace btrfs-progs,tests that count system calls or store without copying)
+	$(call need,command -v systemd-analyze && command -v systemd-sysusers,systemd,tests that check and boot the units)
+	$(call need,ldconfig -p | grep libfuse,libfuse3-3,tests of files that are seen late)
+	$(call need,command -v chromium,chromium,tests that look at pages in a browser)
+# promtool alone: its package would start a server.
+	@command -v promtool >/dev/null || test -x $(BIN)/promtool \
+	  || { to=$$(mktemp -d) && cd "$$to" && { [ "$$(id -u)" != 0 ] || apt-get update -qq; } && apt-get download -qq prometheus \
+	       && dpkg-deb -x prometheus_*.deb . && install -D usr/bin/promtool "$(CURDIR)/$(BIN)/promtool" && rm -r "$$to"; } \
 	     >/dev/null 2>&1 </dev/null \
-	  || echo "strace is missing and could not be installed: the tests that need it are skipped"
+	  || echo "could not have Debian's promtool (prometheus). Skipped: tests of the alert rules"
 
 lint: $(STAMP)  ## ruff, mypy --strict, the import contracts
 	@$(BIN)/ruff check --quiet .
@@ -51,14 +68,38 @@ unit: $(STAMP)  ## pure and fast: no server, no killed process
 house: $(STAMP)  ## structure, documents, wheel, units
 	@$(PYTEST) tests/house
 
-docs: $(STAMP)  ## the tables that repeat the code: errors, limits
+docs: $(STAMP)  ## what repeats the code: errors, limits, commands
 	@$(BIN)/python -m tests.house.tables
+	@$(BIN)/python -m tests.house.commands
 
 crash: $(STAMP) tools  ## processes that are killed at bad moments
 	@$(PYTEST) $(wildcard tests/crash/test_*.py) tests/e2e/test_kills.py
 
 e2e: $(STAMP)  ## against real MLflow servers
 	@$(PYTEST) tests/e2e
+
+oracle: $(STAMP)  ## scripts executed online and offline: what they leave on the server is compared field by field
+	@$(PYTEST) tests/oracle
+
+fuzz: $(STAMP)  ## the tests that draw their examples, with new ones each time and more: make fuzz FACTOR=50
+	@FUZZ_FACTOR=$(FACTOR) $(PYTEST) -m hypothesis --timeout 3600
+
+simulate: $(STAMP)  ## days of agent, server, files and clocks under one seed each: make simulate SEEDS=10000 FIRST=0
+	@$(BIN)/python -m tests.simulation $(SEEDS) --first $(FIRST) --jobs $(JOBS)
+
+CHAOS = $(BIN)/python -m tests.chaos --keep $(if $(SEED),--seed $(SEED))
+
+chaos: $(STAMP) tools  ## every kind of fault, then the check that nothing is lost or doubled; SEED= repeats a plan
+	@$(CHAOS); $(BIN)/python -m tests.house.tables
+
+soak: $(STAMP) tools  ## kills alone, at least a thousand; KILLS= or MINUTES= for more or fewer
+	@$(CHAOS) --soak $(if $(KILLS),--kills $(KILLS)) $(if $(MINUTES),--minutes $(MINUTES)); $(BIN)/python -m tests.house.tables
+
+corpus: $(STAMP)  ## look for inputs that reach code which none of tests/fuzz/corpus reaches: make corpus SECONDS=600
+	@$(BIN)/python -m tests.fuzz.grow $(SECONDS)
+
+long: $(STAMP) tools  ## the variations that `make test` leaves out
+	@$(PYTEST) -m long
 
 bench: $(STAMP)  ## every benchmark, one after the other, on an otherwise quiet machine
 	@for bench in benchmarks/*.py; do echo "== $$bench"; $(BIN)/python "$$bench"; done

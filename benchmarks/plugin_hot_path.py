@@ -1,0 +1,133 @@
+"""What mlferry adds to ``mlflow.log_metrics``: the same call on a store that does nothing, a spool, SQLite, and a server.
+
+    python benchmarks/plugin_hot_path.py [--rounds N] [--calls N] [--metrics N] [--json FILE] [--directory DIR]
+
+Rounds of all contestants are interleaved in one process, so that whatever else the machine does falls on all of them.
+``share``: (call on it - call on the store that does nothing) / call on it, of the same round: what the store costs of the
+whole call. Medians over rounds of the medians of a round, with the 10th and 90th percentile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "spool"), str(ROOT / "sdk"), str(ROOT)]
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true")
+warnings.simplefilter("ignore")
+
+import mlflow  # noqa: E402
+from mlflow.tracking._tracking_service import utils  # noqa: E402
+from tests.servers import MlflowServer  # noqa: E402
+
+from mlferry.plugin.tracking import SpoolTrackingStore  # noqa: E402
+
+#: Rounds of one call of these would take as long as all others.
+SLOW = {"SQLite": 20, "server": 40}
+
+
+class Nothing(SpoolTrackingStore):
+    """A spool's store whose points go nowhere: what is left of a call is MLflow's own."""
+
+    def log_batch(self, run_id: str, metrics: Any, params: Any, tags: Any) -> None:
+        pass
+
+    def log_metric(self, run_id: str, metric: Any) -> None:
+        pass
+
+
+@contextmanager
+def contestants(directory: Path) -> Iterator[dict[str, str]]:
+    """The tracking URI of each."""
+    utils._tracking_store_registry.register("nothing", lambda store_uri, artifact_uri=None: Nothing(store_uri[8:]))
+    with MlflowServer(directory / "server") as server:
+        yield {
+            "nothing": f"nothing:spool://{directory}/nothing",
+            "spool:": f"spool://{directory}/spool",
+            "SQLite": f"sqlite:///{directory}/mlflow.db",
+            "server": server.url,
+        }
+
+
+def times(calls: int, call: Callable[[int], object]) -> float:
+    """The median of some calls, in microseconds."""
+    taken, clock = [], time.perf_counter_ns
+    for step in range(calls):
+        begun = clock()
+        call(step)
+        taken.append(clock() - begun)
+    return statistics.median(taken) / 1000
+
+
+def measure(rounds: int, calls: int, metrics: int, directory: Path) -> list[dict[str, Any]]:
+    logged = {f"train/metric_{number}": 0.5 + number for number in range(metrics)}
+    taken: dict[str, list[float]] = {}
+    with contestants(directory) as uris, ExitStack() as stack:
+        stack.callback(mlflow.end_run)
+        runs = {name: _run(uri) for name, uri in uris.items()}
+        for round_ in range(rounds + 1):
+            for name, uri in uris.items():
+                mlflow.set_tracking_uri(uri)
+                with mlflow.start_run(run_id=runs[name]):
+                    few = max(calls // SLOW.get(name, 1), 3)
+                    median = times(few, lambda step: mlflow.log_metrics(logged, step=step))
+                if round_:  # the first warms up
+                    taken.setdefault(name, []).append(median)
+    return [_row(name, found, taken["nothing"], metrics) for name, found in taken.items()]
+
+
+def _run(uri: str) -> str:
+    mlflow.set_tracking_uri(uri)
+    return str(mlflow.MlflowClient().create_run("0").info.run_id)
+
+
+def _row(name: str, mine: list[float], nothing: list[float], metrics: int) -> dict[str, Any]:
+    shares = sorted((own - least) / own for own, least in zip(mine, nothing, strict=True))
+    ordered = sorted(mine)
+    return {
+        **{"name": name, "metrics": metrics, "median_us": statistics.median(mine)},
+        **{"p10_us": ordered[len(mine) // 10], "p90_us": ordered[len(mine) * 9 // 10]},
+        **{"share": statistics.median(shares), "share_p10": shares[len(shares) // 10]},
+        **{"share_p90": shares[len(shares) * 9 // 10]},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--calls", type=int, default=400, help="per round, for the fast ones")
+    parser.add_argument("--metrics", type=int, nargs="*", default=[1, 10], help="in one call")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--directory", type=Path, help="where to write; a temporary directory by default")
+    given = parser.parse_args()
+    logging.disable(logging.INFO)
+    rows: list[dict[str, Any]] = []
+    for metrics in given.metrics:
+        with tempfile.TemporaryDirectory(dir=given.directory) as directory:
+            rows += measure(given.rounds, given.calls, metrics, Path(directory))
+    print(f"{'':24}{'median':>12}{'p10 to p90':>24}{'share':>9}  (p10 to p90)")
+    for row in rows:
+        place = f"{row['name']}, {row['metrics']} metric{'s' * (row['metrics'] > 1)}"
+        spread = f"{row['p10_us']:.0f} to {row['p90_us']:.0f} us"
+        shares = f"{row['share']:9.1%}  ({row['share_p10']:.1%} to {row['share_p90']:.1%})"
+        print(f"{place:24}{row['median_us']:9.0f} us{spread:>24}{shares}")
+    if given.json:
+        machine = {"python": platform.python_version(), "machine": platform.platform(), "cpus": os.cpu_count()}
+        given.json.write_text(json.dumps({"rows": rows, "load": os.getloadavg(), **machine}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
