@@ -15,7 +15,16 @@ from typing import Any
 
 from mlferry import config, ending, limits, opening
 from mlferry.automatic import automatic_tags, user_name
-from mlferry.errors import BadExperiment, BadStatus, DescriptionTwice, NotLogged, RunAlreadyActive, WrongParent
+from mlferry.errors import (
+    BadExperiment,
+    BadStatus,
+    DescriptionTwice,
+    MlferryError,
+    NotLogged,
+    RunAlreadyActive,
+    WrongParent,
+)
+from mlferry.metrics import MetricLog
 from mlferry.names import name_of
 from mlferry.opening import Experiment, Identity
 from mlferry.runs import STATUSES, Run
@@ -27,13 +36,16 @@ from mlferry_spool.records import Open
 _PARENT_TAG, _NAME_TAG, _NOTE_TAG = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
 
 
-class _Active(threading.local):
-    """What is active in one thread: a stack of runs, and the hot methods of the topmost, bound once."""
+class _Active(threading.local, MetricLog):
+    """What is active in one thread: a stack of runs. Logs metrics to the topmost, which it starts where there is none."""
 
     def __init__(self) -> None:
         self.stack: list[Run] = []
         self.last: Run | None = None
         self.follow()
+
+    def __reduce__(self) -> str:
+        return "_active"  # whoever pickles ``log_metric`` means the other process's
 
     @property
     def run(self) -> Run | None:
@@ -41,17 +53,14 @@ class _Active(threading.local):
 
     def follow(self) -> None:
         """The stack has changed."""
-        run = self.run
-        self.log_metric = _start_and_log_metric if run is None else run.log_metric
-        self.log_metrics = _start_and_log_metrics if run is None else run.log_metrics
+        self._append = None if self.run is None else self.run._append
 
+    def _log_slowly(self, pairs: list[tuple[Any, Any]], errors: list[MlferryError], step: Any, timestamp: Any) -> None:
+        _current()._log_slowly(pairs, errors, step, timestamp)
 
-def _start_and_log_metric(key: str, value: Any, step: int | None = None, timestamp: int | None = None) -> None:
-    _current().log_metric(key, value, step, timestamp)
-
-
-def _start_and_log_metrics(metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None) -> None:
-    _current().log_metrics(metrics, step, timestamp)
+    def _not_stored(self) -> None:
+        if self.run is not None:
+            self.run._not_stored()
 
 
 _active = _Active()
@@ -301,26 +310,8 @@ def _current() -> Run:
 # -- logging --------------------------------------------------------------------------------------------------------------
 
 
-def log_metric(
-    key: str, value: Any, step: int | None = None, timestamp: int | None = None, synchronous: bool | None = None
-) -> None:
-    """Log one point of a metric; ``value`` is a number, a text that reads as one, or a one-element array or tensor.
-
-    Args:
-        step: a whole number, 0 if not given.
-        timestamp: Unix milliseconds, now if not given.
-        synchronous: accepted as MLflow does and ignored: no call waits.
-    """
-    log = _active.log_metric  # as a local: CPython looks longer for a method that is an attribute
-    log(key, value, step, timestamp)
-
-
-def log_metrics(
-    metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None, synchronous: bool | None = None
-) -> None:
-    """Log points of several metrics at one step and time; a bad one stops only itself. Arguments as in ``log_metric``."""
-    log = _active.log_metrics
-    log(metrics, step, timestamp)
+log_metric = _active.log_metric
+log_metrics = _active.log_metrics
 
 
 def log_series(key: str, values: Any, steps: Any = None, timestamps: Any = None) -> None:

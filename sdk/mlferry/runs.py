@@ -2,9 +2,7 @@
 
 Theory of operation
 -------------------
-*The fast path.* ``log_metric`` and ``log_metrics`` first ask whether everything is as it nearly always is: a float, a name
-known to be good, no explicit timestamp. If so the plain tuple goes straight to ``Writer.append``; every other case is
-``_log_slowly``. The two tests cost less than the lock inside ``append``.
+*The fast path* of metrics is ``mlferry.metrics``; what is not as it nearly always is comes to ``_log_slowly``.
 
 *Nothing raises.* What cannot be logged is an error from ``mlferry.errors``; ``refuse`` counts it, has the log state it, and
 warns once (``guarded`` does so for whatever a method raises). With ``MLFERRY_ON_ERROR=raise`` it is raised instead.
@@ -30,9 +28,9 @@ from mlferry.config import Config, OnError
 from mlferry.errors import BadArtifact, BadMetric, BadStatus, BadStep, BadText, MlferryError, NotStored, ParamChanged
 from mlferry.guard import explained, guarded
 from mlferry.keeping import Keeper
-from mlferry.limits import MAX_INT64
+from mlferry.metrics import MetricLog, learn_type
 from mlferry.trouble import Trouble
-from mlferry.validation import KNOWN_KEYS, check_key, entries, param_text, partition, readable, tag_text
+from mlferry.validation import check_key, entries, learn_metric, param_text, partition, readable, tag_text
 from mlferry.values import as_float, as_step, as_timestamp, defer
 from mlferry_spool.blobs import Blobs
 from mlferry_spool.codec import KIND_OF, as_fields
@@ -59,8 +57,6 @@ __all__ = ["STATUSES", "Run", "RunInfo"]
 
 STATUSES = frozenset({"RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"})
 
-_METRICS = int(Kind.METRICS)  # a plain int packs faster than an enum's member
-
 #: Metrics, and texts, of one record: names of 250 characters of four bytes, and texts of 8000, still fit a frame.
 #: Beyond: the call writes several records.
 #: Test: tests/unit/sdk/test_limits.py::test_however_much_one_call_logs_it_fits_into_records
@@ -70,10 +66,6 @@ _METRICS_A_RECORD, _TEXTS_A_RECORD = 500, 25
 #: Beyond: the run ends; a value that comes later is not logged.
 #: Test: tests/unit/sdk/test_limits.py::test_a_value_that_never_comes_does_not_keep_a_run_from_its_end
 _SETTLE_S = 10.0
-
-
-_time_ns = time.time_ns
-_known = KNOWN_KEYS.issuperset
 
 
 @dataclass(slots=True)
@@ -90,7 +82,7 @@ class RunInfo:
     end_time: int | None = None
 
 
-class Run:
+class Run(MetricLog):
     """An open run. ``mlferry.start_run`` makes one and makes it active; ``mlferry.open_run`` makes one for explicit use.
 
     As a context manager it ends as FINISHED, as FAILED where an exception leaves the block, and as KILLED where that is a
@@ -126,59 +118,13 @@ class Run:
         blobs = Blobs(directory, durable=config.fsync is not Fsync.NEVER)
         self._keeper = Keeper(blobs, self.put, partial(self.refuse, Kind.ARTIFACT))
         self._writer = Writer(directory, opening, Settings(fsync=config.fsync), on_trouble=self.trouble.say)
-        self._append = self._writer.append
+        self._append: Callable[[int, Any], bool] = self._writer.append
         ending.watch(self)
 
     def __repr__(self) -> str:
         return f"<Run {self.info.run_id} {self.info.run_name or ''} {self.info.status}>"
 
     # -- metrics ---------------------------------------------------------------------------------------------
-
-    def log_metric(self, key: str, value: Any, step: int | None = None, timestamp: int | None = None) -> None:
-        """One point of a metric.
-
-        Args:
-            value: anything that ``mlferry.values.as_float`` takes.
-            step: a whole number, 0 if not given.
-            timestamp: Unix milliseconds, now if not given.
-        """
-        append, checked = self._append, False
-        try:
-            if type(value) is float and key in KNOWN_KEYS and timestamp is None and (step is None or type(step) is int):
-                step = step or 0
-                if step <= MAX_INT64:
-                    checked = True
-                    if append(_METRICS, (_time_ns() // 1_000_000, step, {key: value})):
-                        return
-                    return self._not_stored()
-        except SpoolError:  # a step below int64: the slow path says so
-            pass
-        except Exception:
-            if checked:  # it is asked for, or a signal handler's
-                raise
-        self._log_slowly([(key, value)], [], step, timestamp)
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None) -> None:
-        """Points of several metrics at one step and time, as one record. A bad one stops only itself."""
-        append, checked = self._append, False
-        try:
-            if timestamp is None and (type(step) is int or step is None) and _known(metrics):
-                values = metrics.values()
-                # Floats, and integers among them, have a float for their sum: one call instead of a look at each. Only
-                # where the first is a float: what else could be summed may be tensors on a GPU.
-                for first in values:
-                    if type(first) is float and type(sum(values)) is float and (step := step or 0) <= MAX_INT64:
-                        checked = True
-                        if append(_METRICS, (_time_ns() // 1_000_000, step, metrics)):
-                            return
-                        return self._not_stored()
-                    break
-        except SpoolError:  # a step below int64
-            pass
-        except Exception:  # not all floats, or no mapping at all, unless this is asked for, or a signal handler's
-            if checked:
-                raise
-        self._log_slowly(*entries(metrics), step, timestamp)
 
     def _log_slowly(self, pairs: list[tuple[Any, Any]], errors: list[MlferryError], step: Any, timestamp: Any) -> None:
         """Look at each name and value on its own; what is good is written, what is not yet known will be."""
@@ -189,9 +135,10 @@ class Run:
         good: dict[str, float] = {}
         for key, value in pairs:
             try:
-                name = check_key(key)
+                name = learn_metric(key)
                 if type(value) is float or not defer(value, partial(self._deliver, name, at, when)):
                     good[name] = as_float(value)
+                    learn_type(type(value))
             except Exception as error:  # whatever somebody else's class raises
                 errors.append(explained(error, BadMetric))
         names = list(good)
@@ -464,4 +411,4 @@ class Run:
 
 
 def _now_ms() -> int:
-    return _time_ns() // 1_000_000
+    return time.time_ns() // 1_000_000

@@ -14,14 +14,17 @@ from typing import Any
 from mlferry import limits
 from mlferry.errors import BadArtifactPath, BadExperiment, BadKey, BadRunId, BadText, MlferryError, TextTooLong
 from mlferry.guard import explained
+from mlferry_spool.templates import Template, template
 
 __all__ = [
     "KNOWN_KEYS",
+    "TEMPLATES",
     "artifact_path",
     "check_experiment_name",
     "check_key",
     "check_run_id",
     "entries",
+    "learn_metric",
     "param_text",
     "partition",
     "readable",
@@ -33,6 +36,9 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)
 
 #: Names that passed ``check_key`` in this process: the hot path looks here first.
 KNOWN_KEYS: set[str] = set()
+
+#: What ``learn_metric`` made of those that are metrics' names.
+TEMPLATES: dict[str, Template] = {}
 
 
 def check_key(key: Any) -> str:
@@ -51,8 +57,17 @@ def check_key(key: Any) -> str:
         raise BadKey(f"{key[:40]!r}... has {len(key)} characters")
     if len(KNOWN_KEYS) >= limits.MAX_KNOWN_KEYS:
         KNOWN_KEYS.clear()
+        TEMPLATES.clear()
     KNOWN_KEYS.add(str(key))
     return str(key)
+
+
+def learn_metric(key: Any) -> str:
+    """A metric's name, whose template is made the first time. Raises BadKey."""
+    name = check_key(key)
+    if name not in TEMPLATES:
+        TEMPLATES[name] = template(name)
+    return name
 
 
 def _resolves_elsewhere(key: str) -> bool:

@@ -136,7 +136,7 @@ class Writer:
     # -- the hot path ----------------------------------------------------------------------------------------
 
     def append(self, kind: int, fields: object) -> bool:
-        """Write one record, given as what msgpack packs for it. True: it is kept. False: it was counted as dropped.
+        """Write one record, given as what msgpack packs for it, or as its payload. True: it is kept. False: it was counted.
 
         Raises:
             Unencodable: msgpack or UTF-8 cannot hold a value. Nothing was written or counted.
@@ -150,7 +150,7 @@ class Writer:
         try:  # what ``with`` does, in half the time; inside, since a signal handler can raise when ``acquire`` returns
             acquire()
             try:
-                payload = pack(fields)
+                payload = fields if type(fields) is bytes else pack(fields)
             except (TypeError, ValueError, OverflowError) as error:
                 raise Unencodable(str(error)) from None
             size = len(payload)
