@@ -1,4 +1,4 @@
-"""One background thread a process that tends its writers: fsync, heartbeat, rotation by age, another try of a full disk.
+"""One background thread a process that tends its writers: fsync, heartbeat, rotation, another try of a full disk.
 
 None of that runs on a thread that logs. The thread is a daemon and ends when there is nobody left to tend; a forked child
 has none until it opens a writer of its own. Where no thread can be had (a process limit, an interpreter that ends), logging
@@ -60,9 +60,11 @@ class Caretaker:
             self._writers.discard(writer)
         self.wake()
 
-    def wake(self) -> None:
-        """Tend now; never blocks."""
+    def wake(self) -> bool:
+        """Tend now; never blocks. Returns whether there is a thread that will."""
         self._wake.put(None)
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
     def _run(self) -> None:
         while (pause := self._pause()) is not None:

@@ -11,8 +11,9 @@ MAX_PAYLOAD_BYTES = 1 << 20
 
 #: A writer rotates here: small enough that retention frees space in useful steps, large enough that a busy run
 #: makes a new file every few minutes (Prometheus 128 MiB, etcd 64 MB, wandb never).
-#: Beyond: the segment ends and names the next one.
-#: Test: tests/unit/spool/test_writer.py::test_a_segment_ends_where_it_is_full_and_names_the_next
+#: Beyond: the caretaker ends the segment, which names the next one; at twice this size the thread that logs does.
+#: Test: tests/unit/spool/test_writer.py::test_a_segment_ends_where_it_is_full_and_names_the_next,
+#: tests/unit/spool/test_rotation.py::test_a_logging_thread_rotates_itself_where_the_caretaker_does_not_come
 SEGMENT_BYTES = 16 << 20
 
 #: A reader looks at no byte past this one, so a sparse file that claims a terabyte costs nothing.

@@ -60,7 +60,7 @@ class Log:
         settings: Settings,
         files: Files,
         on_trouble: Callable[[str], None] | None,
-        sync_soon: Callable[[], None],
+        sync_soon: Callable[[], bool],
         state: State = State.SUSPENDED,
     ) -> None:
         self._run_directory = run_directory
@@ -72,7 +72,7 @@ class Log:
         self.state = state
         self.segment: Segment | None = None
         self.durability = Durability(settings.fsync, files)
-        self.dropped = self.act_at = self._rotate_at = 0
+        self.dropped = self.act_at = self._rotate_at = self._overrun_at = 0
         self._gap = Gap()
         self._home = Home(files)
         self._closing = False
@@ -131,8 +131,15 @@ class Log:
         """The segment is full, or every call is to be durable."""
         if self._settings.fsync is Fsync.ALWAYS:
             self._make_durable()
-        if self.segment is not None and self.segment.position >= self._rotate_at:
+        if self.segment is not None and self.segment.position >= self._rotate_at and not self._is_left_to_others():
             self._try_rotate()
+
+    def _is_left_to_others(self) -> bool:
+        """Whether the caretaker will rotate. The thread that logs does so itself where there is none, or it is too slow."""
+        if self.segment is None or self.segment.position >= self._overrun_at or not self._sync_soon():
+            return False
+        self._act_from(self._overrun_at)
+        return True
 
     def _insist(self, write: Callable[[], None], error: OSError) -> bool:
         """Write after an error, as often as that makes sense."""
@@ -196,7 +203,7 @@ class Log:
     # -- what the caretaker does -----------------------------------------------------------------------------
 
     def tend(self, now: float) -> tuple[Segment | None, int, int]:
-        """Resume, mend, state a gap, give a sign of life, rotate by age; ``now``: seconds of ``time.monotonic()``.
+        """Resume, mend, state a gap, give a sign of life, rotate; ``now``: seconds of ``time.monotonic()``.
 
         Returns what is to be synced then: the open segment with its length in bytes and in frames.
         """
@@ -217,7 +224,8 @@ class Log:
         except OSError as error:
             self._ready(error)
         else:
-            if now - segment.begun_at >= self._settings.segment_age_s and segment.sequence > 1:
+            old = now - segment.begun_at >= self._settings.segment_age_s and segment.sequence > 1
+            if old or segment.position >= self._rotate_at:
                 self._try_rotate()
 
     def _speak(self, segment: Segment, now: float) -> None:
@@ -271,7 +279,11 @@ class Log:
 
     def _set_limit(self, rotate_at: int) -> None:
         self._rotate_at = rotate_at
-        self.act_at = 0 if self._settings.fsync is Fsync.ALWAYS else rotate_at
+        self._overrun_at = max(rotate_at, min(2 * rotate_at, _LAST_BYTE))
+        self._act_from(rotate_at)
+
+    def _act_from(self, byte: int) -> None:
+        self.act_at = 0 if self._settings.fsync is Fsync.ALWAYS else byte
 
     def _rotate(self) -> None:
         """Go on in a new segment. The old one's SEGMENT_END comes after, so that a full disk cannot leave neither.
