@@ -45,6 +45,7 @@ _LANE_OF: dict[int, Lane] = {
     Kind.RUN_UPDATE: Lane.ATTRIBUTES,
     Kind.METRICS: Lane.METRICS,
     Kind.SERIES: Lane.METRICS,
+    Kind.SERIES_NARROW: Lane.METRICS,
     Kind.INPUTS: Lane.INPUTS,
     Kind.ARTIFACT: Lane.ARTIFACTS,
     Kind.ARTIFACT_DELETED: Lane.ARTIFACTS,

@@ -102,6 +102,13 @@ def column(value: Any) -> bytes | tuple[int, int]:
     raise ValueError("a column is [first, stride] or 8-byte integers")
 
 
+def narrow_column(value: Any) -> bytes | tuple[int, int] | tuple[int, int, bytes]:
+    """As ``column``, or [first, stride, what each lies above that line]."""
+    if type(value) is list and len(value) == 3:
+        return int64(value[0]), int64(value[1]), binary(value[2])
+    return column(value)
+
+
 def holds(check: Check, default: Any = MISSING) -> Any:
     """Declare a record's field: its check and, for a field that may be missing, its default (``dict`` for an empty map)."""
     metadata = {"check": check}

@@ -29,13 +29,14 @@ from mlferry_spool.checks import (
     int64,
     list_of,
     map_of,
+    narrow_column,
     number,
     optional,
     plain,
     text,
     unsigned,
 )
-from mlferry_spool.columns import cut, floats, integers
+from mlferry_spool.columns import Integers, check_length, cut, floats, integers
 
 __all__ = [
     "RECORDS",
@@ -52,6 +53,7 @@ __all__ = [
     "ModelOutput",
     "ModelStart",
     "ModelUpdate",
+    "NarrowSeries",
     "Open",
     "Outputs",
     "Params",
@@ -91,6 +93,7 @@ class Kind(enum.IntEnum):
     SPANS = 18
     DROPPED = 19
     SEGMENT_END = 20
+    SERIES_NARROW = 21
     HEARTBEAT = 64
 
 
@@ -226,18 +229,19 @@ class Series:
 
     key: str = holds(text)
     values: bytes = holds(binary)
-    steps: bytes | tuple[int, int] = holds(column)
-    timestamps: bytes | tuple[int, int] = holds(column)
+    steps: Integers = holds(column)
+    timestamps: Integers = holds(column)
     model_id: str | None = holds(optional(text), None)
     dataset_name: str | None = holds(optional(text), None)
     dataset_digest: str | None = holds(optional(text), None)
 
     def __post_init__(self) -> None:
-        for numbers in (self.values, self.steps, self.timestamps):
-            if isinstance(numbers, bytes) and (len(numbers) % 8 or len(numbers) != len(self.values)):
-                raise ValueError("the columns of a series have one length")
-            if isinstance(numbers, tuple) and len(self):
-                int64(numbers[0] + numbers[1] * (len(self) - 1))
+        if len(self.values) % 8:
+            raise ValueError("the columns of a series have one length")
+        for numbers in (self.steps, self.timestamps):
+            check_length(numbers, len(self))
+            if isinstance(numbers, tuple) and len(numbers) == 3 and not isinstance(self, NarrowSeries):
+                raise ValueError("a narrow column makes another kind of series")
 
     def __len__(self) -> int:
         return len(self.values) // 8
@@ -251,8 +255,19 @@ class Series:
         """The same points in order, in series of at most so many."""
         for start in range(0, len(self), length):
             end = min(start + length, len(self))
-            columns = (self.values[8 * start : 8 * end], cut(self.steps, start, end), cut(self.timestamps, start, end))
-            yield replace(self, values=columns[0], steps=columns[1], timestamps=columns[2])
+            steps, timestamps = (cut(column, start, end, len(self)) for column in (self.steps, self.timestamps))
+            yield replace(self, values=self.values[8 * start : 8 * end], steps=steps, timestamps=timestamps)
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowSeries(Series):
+    """A series of which steps or timestamps stay near a line: 1, 2 or 4 bytes each instead of 8 (see ``columns``).
+
+    A kind of its own, so that a reader from before it waits for an upgrade instead of taking it for damage.
+    """
+
+    steps: Integers = holds(narrow_column)
+    timestamps: Integers = holds(narrow_column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,6 +464,7 @@ Record: TypeAlias = (
     | Dropped
     | SegmentEnd
     | Heartbeat
+    | NarrowSeries
 )
 
 RECORDS: dict[Kind, type[Record]] = {
@@ -473,4 +489,5 @@ RECORDS: dict[Kind, type[Record]] = {
     Kind.DROPPED: Dropped,
     Kind.SEGMENT_END: SegmentEnd,
     Kind.HEARTBEAT: Heartbeat,
+    Kind.SERIES_NARROW: NarrowSeries,
 }

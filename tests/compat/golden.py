@@ -1,6 +1,7 @@
-"""One record of every kind of format 1.0, as the golden segment holds them; run once to make it, never again.
+"""One record of every kind of the format, as the golden segments hold them; each was made once and never again.
 
-``python -m tests.compat.golden`` refuses to write over a segment that is there: what was released must stay readable.
+``python -m tests.compat.golden`` makes those that are missing and writes over none: what was released must stay readable.
+A kind that is added to the format gets a segment of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mlferry_spool.records import (
     ModelOutput,
     ModelStart,
     ModelUpdate,
+    NarrowSeries,
     Open,
     Outputs,
     Params,
@@ -86,14 +88,29 @@ RECORDS: list[Record] = [
 ]
 
 
-def make() -> bytes:
+#: Narrow columns of 1, 2 and 4 bytes, above a level line, a rising and a falling one; beside a plain and a regular one.
+NARROW: list[Record] = [
+    Open(writer_id="w"),
+    NarrowSeries("a", bytes.fromhex("000000000000e03f000000000000f03f"), (-7, 0, b"\x00\xff"), (1767225600000, 9)),
+    NarrowSeries(
+        "b", bytes(24), (10, 1 << 40, bytes(range(6))), (1767225600000, -3, bytes(range(12))), "m-1", "d", "d1"
+    ),
+    NarrowSeries("c", bytes(8), bytes(range(8)), (5, 0, b"\x01")),
+    SegmentEnd(None),
+]
+
+#: Each golden segment with what it holds.
+SEGMENTS = {SEGMENT: RECORDS, SEGMENT.parent / "narrow" / SEGMENT.name: NARROW}
+
+
+def make(records: list[Record]) -> bytes:
     """The segment as this version of the code would write it."""
-    made = (frames.encode(KIND_OF[type(item)], at, pack(item), SALT) for at, item in enumerate(RECORDS))
+    made = (frames.encode(KIND_OF[type(item)], at, pack(item), SALT) for at, item in enumerate(records))
     return frames.preamble(SALT) + b"".join(made)
 
 
 if __name__ == "__main__":
-    if SEGMENT.exists():
-        raise SystemExit(f"{SEGMENT} is there and stays as it is")
-    SEGMENT.parent.mkdir(exist_ok=True)
-    SEGMENT.write_bytes(make())
+    for segment, told in SEGMENTS.items():
+        if not segment.exists():
+            segment.parent.mkdir(exist_ok=True)
+            segment.write_bytes(make(told))

@@ -11,9 +11,12 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import torch
 from tests.servers import MlflowServer
 from tests.spooling import (
     T0,
@@ -95,6 +98,34 @@ def test_series_arrive_point_by_point(ferry: Ferry, mlflow_server: MlflowServer)
     run.end()
     deliver(ferry)
     assert differences(mlflow_server, run.logged) == []
+
+
+def test_arrays_are_delivered_exactly_however_narrow_their_columns_are(
+    ferry: Ferry, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFERRY_DIR", str(ferry.spool))
+    random, count = np.random.default_rng(7), 1_203
+    values = random.standard_normal(count)
+    values[:5] = math.nan, math.inf, -math.inf, -0.0, 5e-324
+    jitter = T0 + np.cumsum(random.integers(1, 300, count))
+    columns: dict[str, tuple[Any, Any]] = {
+        "regular": (np.arange(count) * 3, jitter - jitter % 2),
+        "jittered": (np.cumsum(random.integers(1, 9, count)), jitter),
+        "huge": (random.integers(-(2**63), 2**63 - 1, count), random.integers(0, 2**63 - 1, count)),
+        "huge and near": (2**63 - 1 - random.integers(0, 70_000, count), 2**63 - 1 - np.arange(count)),
+    }
+    with mlferry.open_run(experiment_name=unique("arrays")) as run:
+        for key, (steps, times) in columns.items():
+            run.log_series(key, values, steps, times)
+        run.log_series("tensor", torch.from_numpy(values), torch.arange(count), columns["jittered"][1])
+    columns["tensor"] = (np.arange(count), jitter)
+    deliver(ferry)
+    logged = [
+        stored_point(key, value, at, step)
+        for key, (steps, times) in columns.items()
+        for value, step, at in zip(values.tolist(), steps.tolist(), times.tolist(), strict=True)
+    ]
+    assert mlflow_server.metric_points(on_server(mlflow_server, run.info.run_id)) == sorted(logged, key=repr)
 
 
 def test_a_deleted_tag_is_gone_and_the_last_value_of_a_tag_counts(ferry: Ferry, mlflow_server: MlflowServer) -> None:

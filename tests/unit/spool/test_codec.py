@@ -9,23 +9,23 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.compat.golden import RECORDS
+from tests.compat.golden import NARROW, RECORDS
 
 from mlferry_spool.codec import KIND_OF, as_fields, decode, pack
 from mlferry_spool.errors import CorruptRecord, Unencodable
 from mlferry_spool.gaps import Gap, merged
 from mlferry_spool.limits import MAX_DEPTH, MAX_VALUES
-from mlferry_spool.records import Dropped, Kind, Metrics, Params, Record, Series, TagsDeleted
+from mlferry_spool.records import Dropped, Kind, Metrics, NarrowSeries, Params, Record, Series, TagsDeleted
 
 int64 = st.integers(-(2**63), 2**63 - 1)
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+@pytest.mark.parametrize("record", [*RECORDS, *NARROW[1:-1]], ids=lambda record: type(record).__name__)
 def test_a_record_comes_back_as_it_was(record: Record) -> None:
     assert decode(KIND_OF[type(record)], pack(record)) == record
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+@pytest.mark.parametrize("record", [*RECORDS, *NARROW[1:-1]], ids=lambda record: type(record).__name__)
 def test_what_a_newer_writer_adds_to_a_record_is_ignored(record: Record) -> None:
     fields = as_fields(record)
     if isinstance(fields, dict):
@@ -36,7 +36,7 @@ def test_what_a_newer_writer_adds_to_a_record_is_ignored(record: Record) -> None
     assert decode(KIND_OF[type(record)], msgpack.packb(fields)) == record
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+@pytest.mark.parametrize("record", [*RECORDS, *NARROW[1:-1]], ids=lambda record: type(record).__name__)
 def test_every_cut_or_mistyped_field_is_refused_by_name(record: Record) -> None:
     kind, fields = KIND_OF[type(record)], as_fields(record)
     with pytest.raises(CorruptRecord):
@@ -98,6 +98,40 @@ def test_columns_of_several_lengths_are_refused() -> None:
     for steps, times in ((bytes(8), (0, 1)), ((0, 1), bytes(24)), (bytes(15), bytes(16))):
         with pytest.raises(CorruptRecord):
             decode(Kind.SERIES, msgpack.packb(["m", bytes(16), steps, times]))
+
+
+@given(int64, int64, st.integers(1, 50), st.sampled_from([1, 2, 4]), st.data())
+def test_a_narrow_column_is_what_lies_above_its_line_and_never_leaves_64_bits(
+    first: int, stride: int, count: int, width: int, data: st.DataObject
+) -> None:
+    above = [data.draw(st.integers(0, 256**width - 1)) for _ in range(count)]
+    raw = b"".join(number.to_bytes(width, "little") for number in above)
+    ends = (first, first + stride * (count - 1))
+    fits = min(ends) >= -(2**63) and max(ends) + 256**width <= 2**63
+    payload = msgpack.packb(["m", bytes(8 * count), [first, stride, raw], [0, 1]])
+    if not fits:
+        with pytest.raises(CorruptRecord):
+            decode(Kind.SERIES_NARROW, payload)
+        return
+    series = decode(Kind.SERIES_NARROW, payload)
+    assert isinstance(series, NarrowSeries)
+    steps = [first + stride * at + number for at, number in enumerate(above)]
+    assert [step for _, step, _ in series.points()] == steps
+    assert [step for part in series.parts(7) for _, step, _ in part.points()] == steps
+
+
+@pytest.mark.parametrize("above", [b"", b"1", b"123", bytes(6), bytes(16), bytes(17), 3, None, [1, 2]], ids=str)
+def test_a_narrow_column_of_another_length_or_width_is_refused(above: object) -> None:
+    for fields in ([[0, 1, above], [0, 1]], [[0, 1], [0, 1, above]]):
+        with pytest.raises(CorruptRecord):
+            decode(Kind.SERIES_NARROW, msgpack.packb(["m", bytes(16), *fields]))
+
+
+def test_a_narrow_column_is_of_its_own_kind_of_series() -> None:
+    payload = msgpack.packb(["m", bytes(16), [0, 1, b"12"], [0, 1]])
+    assert decode(Kind.SERIES_NARROW, payload)
+    with pytest.raises(CorruptRecord):
+        decode(Kind.SERIES, payload)
 
 
 def test_integers_beyond_64_bits_are_refused_both_ways() -> None:
