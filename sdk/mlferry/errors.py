@@ -52,6 +52,11 @@ class DescriptionTwice(Misuse):
     """The description is given both as an argument and as the tag mlflow.note.content. Leave one of them out."""
 
 
+class BadMode(Misuse):
+    """An artifact is opened to write bytes to it, mode "wb". For text use mlferry.log_text, or wrap the file in
+    io.TextIOWrapper(file, encoding="utf-8"); what was logged stays as it is and cannot be opened again."""
+
+
 class BadSpoolUri(Misuse):
     """A spool's URI is spool: for the default one, or spool:///path, without host, query or fragment. Give one of these."""
 

@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import IO, Any
 
 from mlferry import config, ending, limits, opening
 from mlferry.automatic import automatic_tags, user_name
@@ -352,6 +353,12 @@ def log_artifact(local_path: str | os.PathLike[str], artifact_path: str | None =
 def log_artifacts(local_dir: str | os.PathLike[str], artifact_path: str | None = None) -> None:
     """Log what a directory holds, below ``artifact_path``."""
     _current().log_artifacts(local_dir, artifact_path)
+
+
+def open_artifact(artifact_file: str, mode: str = "wb") -> AbstractContextManager[IO[bytes]]:
+    """A binary file whose content is an artifact once its ``with`` block has ended: ``torch.save(state, file)`` without a
+    copy. An exception that leaves the block leaves nothing behind. Raises BadMode."""
+    return _current().open_artifact(artifact_file, mode)
 
 
 def log_text(text: str, artifact_file: str) -> None:

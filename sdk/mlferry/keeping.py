@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mlferry import artifacts
 from mlferry.errors import MlferryError
@@ -45,6 +46,12 @@ class Keeper:
                 self.file(path, below, name)
             except (OSError, MlferryError) as error:
                 self._refuse(explained(error))
+
+    def opened(self, artifact_file: str) -> AbstractContextManager[IO[bytes]]:
+        """A file to write to, in the spool from its first byte; what the disk does to it is refused, not raised."""
+        from mlferry.opened import written
+
+        return written(self._blobs, artifact_file, self._name, self._refuse)
 
     def content(self, artifact_file: str, content: bytes) -> None:
         """Bytes, under a path."""

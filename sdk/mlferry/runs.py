@@ -17,11 +17,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from mlferry import ending, values
 from mlferry.config import Config, OnError
@@ -231,6 +232,16 @@ class Run(MetricLog):
     def log_artifacts(self, local_dir: str | os.PathLike[str], artifact_path: str | None = None) -> None:
         """What a directory holds. A file that cannot be read stops only itself."""
         self._keeper.files(Path(local_dir), artifact_path)
+
+    def open_artifact(self, artifact_file: str, mode: str = "wb") -> AbstractContextManager[IO[bytes]]:
+        """A binary file, for a ``with`` block: what is written to it is an artifact at the end of the block, without a copy.
+
+        It can seek, and not be read. An exception that leaves the block leaves nothing behind. Raises BadMode.
+        """
+        from mlferry.opened import check_mode
+
+        check_mode(mode)
+        return self._keeper.opened(artifact_file)
 
     @guarded(Kind.ARTIFACT)
     def log_text(self, text: str, artifact_file: str) -> None:

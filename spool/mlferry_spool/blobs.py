@@ -3,6 +3,9 @@
 A blob is complete before anything names it: copied to a temporary name, made durable, renamed, and the directory made
 durable; only then may a frame carry its digest. Where the file system can share extents (btrfs, XFS) the copy is a reflink.
 The digest is of the copy, so a source that changes meanwhile still gives a blob that is what its name says.
+
+A process that is killed leaves a temporary file. Its lock goes with the process, so the next who brings a blob into the run
+on the same machine takes it away; where locks do not tell, its age does.
 """
 
 from __future__ import annotations
@@ -21,18 +24,24 @@ from typing import BinaryIO
 
 from mlferry_spool.files import make_directory, sync_directory
 from mlferry_spool.layout import BLOBS
+from mlferry_spool.liveness import this_machine
 from mlferry_spool.trust import check_root
 
-__all__ = ["Blob", "Blobs", "digest_of", "open_regular"]
+__all__ = ["Blob", "Blobs", "Incoming", "digest_of", "open_regular"]
 
 _FICLONE = 0x40049409  # linux/fs.h
 _CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"
 
-#: Seconds without a write after which nobody is copying any more.
+#: Seconds without a write after which nobody is copying any more, whatever cannot be known of it.
 #: Beyond: the half copy is deleted when the next blob comes into its run.
 #: Test: tests/unit/spool/test_blobs.py::test_copies_cut_short_by_a_kill_are_swept_up_a_day_later
 _ABANDONED_S = 86_400.0
+
+#: Seconds without a write after which a file of this kernel that nobody has locked was left behind: it is locked at once.
+#: Beyond: as above.
+#: Test: tests/unit/spool/test_blobs.py::test_what_a_killed_process_left_is_swept_up_as_soon_as_its_lock_tells
+_LOCKED_AFTER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +53,8 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
-class _Copy:
-    """A blob that comes in, under its temporary name."""
+class Incoming:
+    """A blob that comes in, under its temporary name: what is written to ``file`` stays where it is when it is kept."""
 
     file: BinaryIO
     path: Path
@@ -72,9 +81,9 @@ class Blobs:
 
     def put_open(self, original: BinaryIO) -> Blob:
         """Copy an open file in, from its start. Raises as ``put_file``."""
-        with self._incoming() as copy:
+        with self.incoming() as copy:
             cloned = _reflink(original, copy.file)
-            return self._keep(copy, digest_of(copy.file) if cloned else _copy(original, copy.file))
+            return self.keep(copy, digest_of(copy.file) if cloned else _copy(original, copy.file))
 
     def put_bytes(self, data: bytes) -> Blob:
         """Store bytes. Raises OSError: the disk does not take them."""
@@ -82,9 +91,9 @@ class Blobs:
         if self._has(blob):
             self._sync_names()
             return blob
-        with self._incoming() as copy:
+        with self.incoming() as copy:
             copy.file.write(data)
-            return self._keep(copy, blob)
+            return self.keep(copy, blob)
 
     def _has(self, blob: Blob) -> bool:
         with contextlib.suppress(OSError):
@@ -92,20 +101,25 @@ class Blobs:
         return False
 
     @contextlib.contextmanager
-    def _incoming(self) -> Iterator[_Copy]:
+    def incoming(self) -> Iterator[Incoming]:
+        """A file for a blob that is written here from the start; what was not kept is gone at the end. Raises OSError."""
         check_root(self._directory)
         make_directory(self._directory)
         check_root(self._directory)
         self._sweep()
-        path = self._directory / f"{_TEMPORARY}{os.urandom(8).hex()}"
+        path = self._directory / f"{_TEMPORARY}{_kernel()}-{os.urandom(8).hex()}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with os.fdopen(fd, "w+b") as copy:
-                yield _Copy(copy, path)
+                yield Incoming(copy, path)
         finally:
-            path.unlink(missing_ok=True)  # after the rename there is nothing under this name
+            with contextlib.suppress(OSError):  # after the rename there is nothing under this name
+                path.unlink()
 
-    def _keep(self, copy: _Copy, blob: Blob) -> Blob:
+    def keep(self, copy: Incoming, blob: Blob) -> Blob:
+        """What came in, and is ``blob``, is complete: give it its name, or none where it is there. Raises OSError."""
         copy.file.flush()
         if not self._has(blob):
             if self._durable:
@@ -121,16 +135,38 @@ class Blobs:
             sync_directory(self._directory.parent)
 
     def _sweep(self) -> None:
-        """Take away, once, what copies cut short by a kill left behind; one that is still written to is younger."""
+        """Take away, once, what was left behind by a kill while it came in."""
         if self._swept:
             return
         self._swept = True
-        limit = time.time() - _ABANDONED_S
         with contextlib.suppress(OSError):
             for path in self._directory.glob(f"{_TEMPORARY}*"):
-                with contextlib.suppress(FileNotFoundError):
-                    if path.lstat().st_mtime < limit:
+                with contextlib.suppress(OSError):
+                    if _is_abandoned(path):
                         path.unlink()
+
+
+def _kernel() -> str:
+    """Names the running kernel, whose locks speak only for its own processes (see ``liveness``)."""
+    return this_machine().boot_id[:8]
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether nobody is writing to it any more. Raises OSError."""
+    silent_s = time.time() - path.lstat().st_mtime
+    if silent_s > _ABANDONED_S or not _kernel() or not path.name.startswith(f"{_TEMPORARY}{_kernel()}-"):
+        return silent_s > _ABANDONED_S
+    return silent_s > _LOCKED_AFTER_S and _is_free(path)
+
+
+def _is_free(path: Path) -> bool:
+    """Whether its lock can be had. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    finally:
+        os.close(fd)
+    return True
 
 
 def digest_of(file: BinaryIO, go_on: Callable[[], None] = lambda: None) -> Blob:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import IO, Any
 
 from typing_extensions import assert_type
 
@@ -34,6 +34,8 @@ def training(tensor: Any, figure: Any, image: Any) -> None:
         mlferry.delete_tag("a")
         mlferry.log_artifact("model.pt", "models")
         mlferry.log_artifacts("out")
+        with mlferry.open_artifact("a.bin") as file:
+            assert_type(file, IO[bytes])
         mlferry.log_text("x", "x.txt")
         mlferry.log_dict({"a": [1]}, "a.json")
         mlferry.log_figure(figure, "a.png", save_kwargs={"dpi": 100})

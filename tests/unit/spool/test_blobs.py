@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlferry_spool.blobs import Blob, Blobs, digest_of
+from mlferry_spool.liveness import this_machine
 
 
 def names(blobs: Path) -> list[str]:
@@ -102,6 +103,19 @@ def test_copies_cut_short_by_a_kill_are_swept_up_a_day_later(tmp_path: Path) -> 
     os.utime(old, (0, os.stat(old).st_mtime - 90_000))
     blob = Blobs(tmp_path).put_bytes(b"new")
     assert names(blobs) == [".tmp-young", blob.sha256.hex()]
+
+
+def test_what_a_killed_process_left_is_swept_up_as_soon_as_its_lock_tells(tmp_path: Path) -> None:
+    left = tmp_path / "blobs" / f".tmp-{this_machine().boot_id[:8]}-left"
+    with Blobs(tmp_path).incoming() as held:
+        held.file.write(b"a checkpoint that takes long")
+        foreign, young = left.with_name(".tmp-ffffffff-foreign"), left.with_name(f"{left.name}-young")
+        for path in (left, foreign, young):
+            path.write_bytes(b"half")
+        for path in (left, foreign, held.path):
+            os.utime(path, (0, os.stat(path).st_mtime - 120))
+        blob = Blobs(tmp_path).put_bytes(b"new")
+        assert names(tmp_path / "blobs") == sorted([held.path.name, foreign.name, young.name, blob.sha256.hex()])
 
 
 def test_many_threads_that_put_the_same_bytes_agree(tmp_path: Path) -> None:
