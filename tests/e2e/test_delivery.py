@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import signal
@@ -100,7 +101,7 @@ def test_series_arrive_point_by_point(ferry: Ferry, mlflow_server: MlflowServer)
     assert differences(mlflow_server, run.logged) == []
 
 
-def test_arrays_are_delivered_exactly_however_narrow_their_columns_are(
+def test_arrays_and_what_torch_saves_into_the_spool_are_delivered_exactly(
     ferry: Ferry, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFERRY_DIR", str(ferry.spool))
@@ -118,6 +119,8 @@ def test_arrays_are_delivered_exactly_however_narrow_their_columns_are(
         for key, (steps, times) in columns.items():
             run.log_series(key, values, steps, times)
         run.log_series("tensor", torch.from_numpy(values), torch.arange(count), columns["jittered"][1])
+        with run.open_artifact("checkpoints/last.pt") as file:
+            torch.save({"weights": torch.from_numpy(values)}, file)
     columns["tensor"] = (np.arange(count), jitter)
     deliver(ferry)
     logged = [
@@ -125,7 +128,10 @@ def test_arrays_are_delivered_exactly_however_narrow_their_columns_are(
         for key, (steps, times) in columns.items()
         for value, step, at in zip(values.tolist(), steps.tolist(), times.tolist(), strict=True)
     ]
-    assert mlflow_server.metric_points(on_server(mlflow_server, run.info.run_id)) == sorted(logged, key=repr)
+    there = on_server(mlflow_server, run.info.run_id)
+    assert mlflow_server.metric_points(there) == sorted(logged, key=repr)
+    saved = torch.load(io.BytesIO(mlflow_server.artifacts(there)["checkpoints/last.pt"]))
+    assert saved["weights"].numpy().tobytes() == values.tobytes()
 
 
 def test_a_deleted_tag_is_gone_and_the_last_value_of_a_tag_counts(ferry: Ferry, mlflow_server: MlflowServer) -> None:
