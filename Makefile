@@ -47,6 +47,7 @@ tools:
 	$(call need,command -v strace && command -v mkfs.btrfs,strace btrfs-progs,tests that count system calls or store without copying)
 	$(call need,command -v systemd-analyze && command -v systemd-sysusers,systemd,tests that check and boot the units)
 	$(call need,ldconfig -p | grep libfuse,libfuse3-3,tests of files that are seen late)
+	$(call need,command -v valgrind,valgrind,the test that counts the instructions of a logging call)
 	$(call need,command -v chromium,chromium,tests that look at pages in a browser)
 # promtool alone: its package would start a server.
 	@command -v promtool >/dev/null || test -x $(BIN)/promtool \

@@ -89,6 +89,26 @@ class BadStep(NotLogged):
     give whole numbers."""
 
 
+class InCapture(NotLogged):
+    """A CUDA graph is being captured here, and what is captured has no value yet. This point was not logged; log the
+    tensor after each replay of the graph, outside of the capture."""
+
+
+class DeviceBehind(NotLogged):
+    """The program is so far ahead of this device that all memory for values on their way is taken, and no call waits
+    for a device. This point was not logged; log less often, or many values by one log_metrics."""
+
+
+class DeviceFailed(NotLogged):
+    """The device reported an error before this value was there; often it is one of an earlier kernel. This point was
+    not logged; CUDA_LAUNCH_BLOCKING=1 shows which kernel failed."""
+
+
+class NeverCame(NotLogged):
+    """The run has ended, and its device had still not computed this value. This point was not logged; synchronize with
+    the device before the run ends."""
+
+
 class BadSeries(NotLogged):
     """A series is a one-dimensional sequence of numbers, with as many steps and timestamps as values. It was not
     logged; give arrays of one length."""

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from types import FunctionType
 from typing import IO, Any
 
-from mlferry import config, ending, limits, opening
+from mlferry import compiling, config, ending, limits, opening
 from mlferry.automatic import automatic_tags, user_name
 from mlferry.errors import (
     BadExperiment,
@@ -184,6 +185,7 @@ def open_run(
     opened = _opening(identity, experiment, name, parent_run_id)
     run = Run(opening.locate(chosen.root, identity, opened.start_time), opened, chosen, trouble)
     run.on_end.append(_report)
+    compiling.stay_out()
     ending.install()
     try:
         _introduce(run, identity, name, given_tags, parent_run_id)
@@ -402,3 +404,11 @@ def flush() -> None:
     """Wait until all that every open run of the process has logged is written and safe from a power cut."""
     for run in ending.open_runs():
         run.flush()
+
+
+compiling.untraced(
+    *(MetricLog.log_metric, MetricLog.log_metrics, log_series, log_param, log_params, set_tag, set_tags, delete_tag),
+    *(log_artifact, log_artifacts, log_text, log_dict, log_figure, log_image, log_table, log_input),
+    *(flush, start_run, end_run, active_run),
+    *(method for name, method in vars(Run).items() if name[:1] != "_" and isinstance(method, FunctionType)),
+)

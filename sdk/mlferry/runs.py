@@ -32,7 +32,7 @@ from mlferry.keeping import Keeper
 from mlferry.metrics import MetricLog, learn_type
 from mlferry.trouble import Trouble
 from mlferry.validation import check_key, entries, learn_metric, param_text, partition, readable, tag_text
-from mlferry.values import as_float, as_step, as_timestamp, defer
+from mlferry.values import Call, Later, as_float, as_step, as_timestamp, defer, later_of
 from mlferry_spool.blobs import Blobs
 from mlferry_spool.codec import KIND_OF, as_fields
 from mlferry_spool.errors import SpoolError
@@ -63,10 +63,11 @@ STATUSES = frozenset({"RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"})
 #: Test: tests/unit/sdk/test_limits.py::test_however_much_one_call_logs_it_fits_into_records
 _METRICS_A_RECORD, _TEXTS_A_RECORD = 500, 25
 
-#: Seconds that the end of a run waits for values that a GPU has not computed yet.
-#: Beyond: the run ends; a value that comes later is not logged.
+#: Seconds that the end of a run waits for values that a GPU has not computed yet; where the program was told to die, fewer
+#: than it is given for all of its end.
+#: Beyond: `NeverCame`: the run ends; a value that comes later is counted as dropped.
 #: Test: tests/unit/sdk/test_limits.py::test_a_value_that_never_comes_does_not_keep_a_run_from_its_end
-_SETTLE_S = 10.0
+_SETTLE_S, _SETTLE_KILLED_S = 10.0, 3.0
 
 
 @dataclass(slots=True)
@@ -134,12 +135,15 @@ class Run(MetricLog):
         except Exception as error:  # also what somebody else's class raises when it is shown
             return self.refuse(Kind.METRICS, explained(error, BadStep), len(pairs) + len(errors))
         good: dict[str, float] = {}
+        unknown: dict[Later, dict[str, Any]] = {}
         for key, value in pairs:
             try:
                 name = learn_metric(key)
-                if type(value) is float or not defer(value, partial(self._deliver, name, at, when)):
+                if type(value) is float or (later := later_of(value)) is None:
                     good[name] = as_float(value)
                     learn_type(type(value))
+                else:
+                    unknown.setdefault(later, {})[name] = value
             except Exception as error:  # whatever somebody else's class raises
                 errors.append(explained(error, BadMetric))
         names = list(good)
@@ -147,11 +151,13 @@ class Run(MetricLog):
             self._write(
                 Kind.METRICS, (when, at, {name: good[name] for name in names[start : start + _METRICS_A_RECORD]})
             )
+        if unknown:
+            errors += defer(unknown, Call(self, at, when))
         self._refuse_all(Kind.METRICS, errors)
 
-    def _deliver(self, key: str, step: int, timestamp: int, value: float) -> None:
-        """A number that was not known when it was logged; the record bears the time of the call."""
-        self._write(Kind.METRICS, (timestamp, step, {key: value}))
+    def deliver(self, step: int, timestamp: int, values: dict[str, float]) -> None:
+        """Numbers that were not known when they were logged; the record bears the step and the time of the call."""
+        self._write(Kind.METRICS, (timestamp, step, values))
 
     @guarded(Kind.SERIES)
     def log_series(self, key: str, values: Any, steps: Any = None, timestamps: Any = None) -> None:
@@ -400,7 +406,7 @@ class Run(MetricLog):
         if self._monitor is not None:
             self._monitor.stop()
         if self.mine:
-            values.settle(_SETTLE_S)
+            values.settle(_SETTLE_KILLED_S if self.implied_status == "KILLED" else _SETTLE_S, owner=self)
         self.info.status, self.info.end_time = status or self.implied_status, _now_ms()
         last_words = (RunEnd(self.info.end_time, self.info.status),) if self.mine else ()
         if not self._writer.close(*last_words):

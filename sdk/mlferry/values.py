@@ -1,31 +1,88 @@
 """Anything a user may log as a number -> float64, without importing numpy or torch. Owns the conversion, writes nothing.
 
 A value whose number is not known yet (a tensor on a device that is still computing) is not waited for: whoever can wait for
-it elsewhere registers a ``Later``, which takes the value and delivers its number when it is known. The record then bears
-the timestamp of the call, not of the delivery.
+it elsewhere registers a ``Later``, which takes the value and tells its number when it is known. The record then bears the
+step and the timestamp of the call, not of the telling.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mlferry.errors import BadMetric, BadStep
+from mlferry.compiling import stay_out
+from mlferry.errors import BadMetric, BadStep, MlferryError
 from mlferry.limits import MAX_INT64
+from mlferry_spool.records import Kind
 
-__all__ = ["Later", "as_float", "as_step", "as_timestamp", "defer", "register_later", "settle"]
+if TYPE_CHECKING:
+    from mlferry.trouble import Trouble
+
+__all__ = [
+    "Call",
+    "Later",
+    "as_float",
+    "as_step",
+    "as_timestamp",
+    "defer",
+    "later_of",
+    "local",
+    "register_later",
+    "settle",
+]
+
+
+class Owner(Protocol):
+    """A run, as somebody sees it who tells it numbers later."""
+
+    trouble: Trouble
+
+    def deliver(self, step: int, timestamp: int, values: dict[str, float]) -> None: ...
+
+    def refuse(self, kind: Kind, error: MlferryError, count: int = 1) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a run some of whose numbers are told later, by another thread: there is nobody to raise anything to."""
+
+    owner: Owner
+    step: int
+    timestamp: int
+
+    def deliver(self, values: dict[str, float]) -> None:
+        """These numbers are known now."""
+        try:
+            self.owner.deliver(self.step, self.timestamp, values)
+        except MlferryError as error:  # asked for by MLFERRY_ON_ERROR=raise; it is counted
+            self.owner.trouble.say(str(error))
+
+    def lose(self, error: MlferryError, count: int) -> None:
+        """So many numbers will not be known, for this reason."""
+        try:
+            self.owner.refuse(Kind.METRICS, error, count)
+        except MlferryError:
+            self.owner.trouble.say(str(error))
 
 
 class Later(Protocol):
     """Waits for numbers off the training thread."""
 
-    def take(self, value: Any, deliver: Callable[[float], None]) -> bool:
-        """Take a value whose number is not known yet and call ``deliver`` once it is; False: it is none of mine."""
+    def takes(self, value: Any) -> bool:
+        """Whether the value's number is not known yet, and this is who waits for it. Raises BadMetric: it has none."""
         ...
 
-    def settle(self, timeout_s: float) -> bool:
-        """Wait until everything taken is delivered; False: it was not within the timeout."""
+    def take(self, values: Mapping[str, Any], call: Call) -> list[MlferryError]:
+        """Wait for the numbers of these, elsewhere, and tell them to ``call``; an error for each that is not taken."""
+        ...
+
+    def settle(self, timeout_s: float, owner: object | None = None) -> bool:
+        """Wait until everything taken (of one owner's calls) is told; False: it was not within the timeout.
+
+        What of ``owner``'s was not told by then is lost, and that is told instead.
+        """
         ...
 
 
@@ -37,15 +94,41 @@ def register_later(later: Later) -> None:
     _laters.append(later)
 
 
-def defer(value: Any, deliver: Callable[[float], None]) -> bool:
-    """Whether somebody took the value and will deliver its number."""
-    return any(later.take(value, deliver) for later in _laters)
+def later_of(value: Any) -> Later | None:
+    """Who waits for the value's number; None: it can be had at once. Raises BadMetric: it has none."""
+    is_cpu = getattr(value, "is_cpu", None)
+    if is_cpu is not None:  # a tensor
+        stay_out()
+        if not is_cpu:
+            import mlferry.devices  # noqa: F401 - it registers itself
+    for later in _laters:
+        if later.takes(value):
+            return later
+    return None
 
 
-def settle(timeout_s: float) -> bool:
-    """Wait for every number that is still to come, each of their keepers for at most ``timeout_s`` seconds."""
-    settled = [later.settle(timeout_s) for later in _laters]
+def defer(values: Mapping[Later, Mapping[str, Any]], call: Call) -> list[MlferryError]:
+    """Hand values to those who wait for them; an error for each that they do not take."""
+    return [error for later, named in values.items() for error in later.take(named, call)]
+
+
+def settle(timeout_s: float, owner: object | None = None) -> bool:
+    """Wait for every number that is still to come (of one owner's calls), each of their keepers for at most so long."""
+    settled = [later.settle(timeout_s, owner) for later in _laters]
     return all(settled)
+
+
+def local(value: Any) -> Any:
+    """A tensor as it is; of one that is distributed, this rank's copy of the whole.
+
+    Raises:
+        BadMetric: this rank has only a part. To ask for the rest would wait for every other rank.
+    """
+    if not hasattr(value, "to_local"):
+        return value
+    if all(placement.is_replicate() for placement in value.placements):
+        return value.to_local()
+    raise BadMetric("DTensor of which this rank holds a part; log its full_tensor(), which every rank has to call")
 
 
 def as_float(value: Any) -> float:
@@ -59,11 +142,11 @@ def as_float(value: Any) -> float:
     if value is None:
         raise BadMetric("None")
     try:
-        if hasattr(value, "detach"):
-            value = value.detach()
         if hasattr(value, "item"):
-            value = value.item()
+            value = local(value).item()  # of a tensor with a gradient too, without making another one of it
         return float(value)
+    except BadMetric:
+        raise
     except Exception as error:  # whatever somebody else's class raises when it is asked for a number
         raise BadMetric(f"{type(value).__name__}: {error!s:.200}") from None
 

@@ -7,11 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from tests.spools import told
 
-from mlferry import ending, fluent
+from mlferry import ending, fluent, values
 from mlferry.opening import Experiment
+from mlferry.runs import Run
+
+if TYPE_CHECKING:  # torch takes seconds
+    from tests.fakes.gpu import Simulation
 
 REPOSITORY = Path(__file__).parents[3]
 _FOREIGN = ("MLF", "SLURM", "TORCHELASTIC", "WORLD_SIZE", "RANK", "LOCAL_", "MASTER_")
@@ -65,3 +71,31 @@ def program(tmp_path: Path, environment: dict[str, str]) -> Program:
         )
 
     return run
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
+    """Simulated ones; what has landed is looked for when the test, or an end, looks."""
+    yield from _simulation(monkeypatch, threaded=False)
+
+
+@pytest.fixture
+def threaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
+    """The same, with the helper thread."""
+    yield from _simulation(monkeypatch, threaded=True)
+
+
+def _simulation(monkeypatch: pytest.MonkeyPatch, *, threaded: bool) -> Iterator[Simulation]:
+    from tests.fakes.gpu import simulated
+
+    import mlferry.devices  # noqa: F401 - registers the real ones, once
+
+    simulation = simulated(threaded=threaded)
+    monkeypatch.setattr(values, "_laters", [simulation.tensors])
+    yield simulation
+    simulation.gpus.work()
+
+
+def points(root: Path, run: Run) -> list[tuple[str, float, int, int]]:
+    """Every point of a run: name, value, step, timestamp."""
+    return sorted(told(root, run.info.run_id).points)

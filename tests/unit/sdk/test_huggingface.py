@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,12 +157,14 @@ def test_a_number_on_a_device_is_not_waited_for(spool: Path, monkeypatch: pytest
             raise AssertionError("the training would wait here")
 
     class Later:
-        def take(self, value: Any, deliver: Callable[[float], None]) -> bool:
-            if isinstance(value, OnDevice):
-                deliver(0.25)
+        def takes(self, value: Any) -> bool:
             return isinstance(value, OnDevice)
 
-        def settle(self, timeout_s: float) -> bool:
+        def take(self, values: Mapping[str, Any], call: values.Call) -> list[Exception]:
+            call.deliver(dict.fromkeys(values, 0.25))
+            return []
+
+        def settle(self, timeout_s: float, owner: object | None = None) -> bool:
             return True
 
     monkeypatch.setattr(values, "_laters", [Later()])

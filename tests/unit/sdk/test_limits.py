@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from tests.spools import only, read_run, told
 
 import mlferry
-from mlferry import datasets, errors, limits, runs, validation, values
+from mlferry import datasets, ending, errors, limits, runs, validation, values
 from mlferry_spool.blobs import Blob
 from mlferry_spool.records import BlobRef, Inputs, Metrics, Params, Tags
 
@@ -70,6 +70,7 @@ def test_a_text_too_long_for_a_record_becomes_a_blob() -> None:
 def test_names_without_end_are_not_remembered_without_end(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_KNOWN_KEYS", 10)
     validation.KNOWN_KEYS.clear()
+    validation.TEMPLATES.clear()
     with mlferry.start_run() as run:
         for index in range(35):
             mlferry.log_metric(f"m{index}", 1.0)
@@ -94,12 +95,15 @@ def test_however_much_one_call_logs_it_fits_into_records(raising: Path) -> None:
 class Never:
     """Takes every text for a number that is still being computed."""
 
-    def take(self, value: Any, deliver: Callable[[float], None]) -> bool:
-        self.deliver = deliver
+    def takes(self, value: Any) -> bool:
         return bool(value == "later")
 
-    def settle(self, timeout_s: float) -> bool:
-        self.waited = timeout_s
+    def take(self, values: Mapping[str, Any], call: values.Call) -> list[errors.MlferryError]:
+        self.call = call
+        return []
+
+    def settle(self, timeout_s: float, owner: object | None = None) -> bool:
+        self.waited, self.owner = timeout_s, owner
         return False
 
 
@@ -113,7 +117,14 @@ def never(monkeypatch: pytest.MonkeyPatch) -> Iterator[Never]:
 def test_a_value_that_never_comes_does_not_keep_a_run_from_its_end(spool: Path, never: Never) -> None:
     with mlferry.start_run() as run:
         mlferry.log_metric("x", "later")  # type: ignore[arg-type]
-    assert never.waited == runs._SETTLE_S
-    never.deliver(1.0)
+    assert (never.waited, never.owner) == (runs._SETTLE_S, run)
+    never.call.deliver({"x": 1.0})
     found = told(spool, run.info.run_id)
     assert (found.points, found.status) == ([], "FINISHED")
+
+
+def test_a_run_that_is_told_to_die_waits_less_for_what_never_comes(spool: Path, never: Never) -> None:
+    with mlferry.start_run() as run:
+        mlferry.log_metric("x", "later")  # type: ignore[arg-type]
+        run.imply("KILLED")
+    assert never.waited == runs._SETTLE_KILLED_S < ending._AT_MOST_S

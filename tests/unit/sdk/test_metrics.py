@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle  # noqa: TID251 - what other programs do with our functions
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tests.spools import only, read_run, run_ids
 
 import mlferry
 from mlferry import metrics
+from mlferry.errors import MlferryError
+from mlferry.values import Call
 from mlferry_spool.records import Metrics, Open
 
 NUMBERS = [0.5, 3, True, np.float64(0.25), np.float32(0.1), np.float16(2), np.int64(-7), np.uint8(255), 1 << 60]
@@ -68,10 +71,13 @@ class Waiting:
 
 
 class Waiter:
-    def take(self, value: Any, deliver: Any) -> bool:
+    def takes(self, value: Any) -> bool:
         return isinstance(value, Waiting)
 
-    def settle(self, timeout_s: float) -> bool:
+    def take(self, values: Mapping[str, Any], call: Call) -> list[MlferryError]:
+        return []
+
+    def settle(self, timeout_s: float, owner: object | None = None) -> bool:
         return True
 
 

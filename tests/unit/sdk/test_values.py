@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tests.spools import told
 
 import mlferry
 from mlferry import values
-from mlferry.errors import BadStep
+from mlferry.errors import BadStep, MlferryError
 
 NOW = 1_700_000_000_000
 
@@ -117,16 +117,18 @@ class Keeper:
     """Keeps such values until it is told their number."""
 
     def __init__(self) -> None:
-        self.waiting: list[Callable[[float], None]] = []
+        self.waiting: list[tuple[values.Call, Mapping[str, Any]]] = []
 
-    def take(self, value: Any, deliver: Callable[[float], None]) -> bool:
-        if isinstance(value, Slow):
-            self.waiting.append(deliver)
+    def takes(self, value: Any) -> bool:
         return isinstance(value, Slow)
 
-    def settle(self, timeout_s: float) -> bool:
-        for number, deliver in enumerate(self.waiting):
-            deliver(float(number))
+    def take(self, values: Mapping[str, Any], call: values.Call) -> list[MlferryError]:
+        self.waiting.append((call, values))
+        return []
+
+    def settle(self, timeout_s: float, owner: object | None = None) -> bool:
+        for number, (call, names) in enumerate(self.waiting):
+            call.deliver(dict.fromkeys(names, float(number)))
         self.waiting.clear()
         return True
 
