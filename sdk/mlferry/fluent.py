@@ -408,7 +408,7 @@ def flush() -> None:
 
 compiling.untraced(
     *(MetricLog.log_metric, MetricLog.log_metrics, log_series, log_param, log_params, set_tag, set_tags, delete_tag),
-    *(log_artifact, log_artifacts, log_text, log_dict, log_figure, log_image, log_table, log_input),
+    *(log_artifact, log_artifacts, open_artifact, log_text, log_dict, log_figure, log_image, log_table, log_input),
     *(flush, start_run, end_run, active_run),
     *(method for name, method in vars(Run).items() if name[:1] != "_" and isinstance(method, FunctionType)),
 )
