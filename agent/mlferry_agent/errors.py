@@ -142,6 +142,21 @@ class BadBundle(AgentError):
     """
 
 
+class BadDatabase(AgentError):
+    """The database cannot be written to: it is none of MLflow's, cannot be reached, or its tables are of another release.
+
+    What was written before is whole, run by run; importing again goes on from there. Mend what the reason names.
+    """
+
+
+class NoPlace(AgentError):
+    """Nobody said where the files of a run go, or they go through a server.
+
+    The file was not copied and stays in the spool. Say with `--artifacts` where the server keeps its artifacts, and import
+    again.
+    """
+
+
 class BadSource(AgentError):
     """What should be imported is nothing that mlferry can read, or is damaged; the reason says what.
 

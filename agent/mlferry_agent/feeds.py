@@ -27,7 +27,7 @@ from mlferry_spool.records import BlobRef, Dropped, Heartbeat, Inputs, Kind, Ope
 from mlferry_spool.tailer import Cursor, Entry, Lost
 from mlferry_spool.trust import open_trusted
 
-__all__ = ["Feed", "Queues", "opening_from", "read_blob", "written_at"]
+__all__ = ["Feed", "Queues", "opening_from", "read_blob", "resolved", "written_at"]
 
 Queues = Mapping[Lane, LaneQueue]
 
@@ -241,7 +241,7 @@ class Feed:
         if isinstance(record, Series) and len(record) > _PART_POINTS:
             self._item, self._parts = item, deque(record.parts(_PART_POINTS))
             return self._queue_part(entry, queues)
-        done = translate(item, self._resolve(record))
+        done = translate(item, resolved(record, self.directory.parent))
         pieces = (
             [piece for piece in done.pieces if not self._is_dropped(entry, piece)] if self._dropped else done.pieces
         )
@@ -270,22 +270,6 @@ class Feed:
             self.row = replace(self.row, lifecycle=(update.timestamp, update.lifecycle))
         if update.status == "RUNNING":
             self.ending = None
-
-    def _resolve(self, record: Record) -> Record:
-        """Long texts of datasets, from the run's blobs; one that cannot be read stays a reference and is refused."""
-        if not isinstance(record, Inputs):
-            return record
-        blobs = Blobs(self.directory.parent)
-        datasets = [
-            replace(
-                dataset,
-                source=_text(blobs, dataset.source),
-                schema=None if dataset.schema is None else _text(blobs, dataset.schema),
-                profile=None if dataset.profile is None else _text(blobs, dataset.profile),
-            )
-            for dataset in record.datasets
-        ]
-        return replace(record, datasets=tuple(datasets))
 
     def _live(self, timestamp: int) -> None:
         timestamp = min(timestamp, self._written_at + _CLOCK_SKEW_MS)
@@ -324,6 +308,24 @@ def read_blob(blobs: Blobs, sha256: bytes, limit: int) -> bytes:
     if hashlib.sha256(data).digest() != sha256:
         raise BlobMismatch(path=path)
     return data
+
+
+def resolved(record: Record, directory: Path) -> Record:
+    """A record with the long texts of its datasets, from the blobs in a run's directory; one that cannot be read stays a
+    reference and is refused."""
+    if not isinstance(record, Inputs):
+        return record
+    blobs = Blobs(directory)
+    datasets = [
+        replace(
+            dataset,
+            source=_text(blobs, dataset.source),
+            schema=None if dataset.schema is None else _text(blobs, dataset.schema),
+            profile=None if dataset.profile is None else _text(blobs, dataset.profile),
+        )
+        for dataset in record.datasets
+    ]
+    return replace(record, datasets=tuple(datasets))
 
 
 def _text(blobs: Blobs, text: str | BlobRef) -> str | BlobRef:

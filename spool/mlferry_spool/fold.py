@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -102,6 +102,16 @@ class Register(Generic[T]):
     def values(self) -> dict[str, T]:
         """What stands, by key, in the order in which the keys first appeared."""
         return {key: value for key, (_, value) in self._entries.items() if value is not None}
+
+    def gone(self) -> list[str]:
+        """The keys of what was taken away."""
+        return [key for key, (_, value) in self._entries.items() if value is None]
+
+    def since(self, is_new: Callable[[Place], bool]) -> Register[T]:
+        """Of what stands and what was taken away only what was said at a place that is new."""
+        found: Register[T] = Register()
+        found._entries = {key: entry for key, entry in self._entries.items() if is_new(entry[0])}
+        return found
 
 
 class Held(Generic[T]):

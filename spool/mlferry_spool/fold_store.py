@@ -160,6 +160,11 @@ class StoreState:
             states.setdefault(experiment_id, ExperimentState(experiment_id, operation.name)).apply(operation)
         return states
 
+    def operations_on(self, experiment_id: str) -> list[ExperimentOperation]:
+        """Every change to one experiment, in order of time."""
+        named = ((one.offline_experiment_id or next(candidate_ids(one.name)), one) for _, one in self._experiments)
+        return [one for offline_id, one in named if offline_id == experiment_id]
+
     @property
     def registry(self) -> list[RegistryOperation]:
         """Operations on registered models, in order of time."""

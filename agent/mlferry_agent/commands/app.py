@@ -33,6 +33,10 @@ VERDICT = f"Exit codes: {', '.join(f'{code} {meaning}' for code, meaning in EXIT
 
 #: Of verbs that say nothing about delivery; and of those that compare.
 DONE = "Exit codes: 0 done, 1 failed, 2 wrong usage."
+IMPORTED = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage; with --into also 3 something was set aside and needs you,"
+    " 4 a run goes on."
+)
 COMPARED = "Exit codes: 0 no difference, 1 failed, 2 wrong usage, 3 something differs and needs you."
 
 #: Groups of verbs, as help shows them.

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlferry_agent.commands.app import CARRY, Dir, Json, Quiet, Runs, command, configured, err, out, print_json
+from mlferry_agent.commands.app import (
+    CARRY,
+    IMPORTED,
+    Dir,
+    Json,
+    OnDeleted,
+    Quiet,
+    Runs,
+    Stale,
+    State,
+    command,
+    configured,
+    err,
+    out,
+    print_json,
+)
 from mlferry_agent.views.words import counted
+
+if TYPE_CHECKING:
+    from mlferry_agent.config import Config
+    from mlferry_agent.ferrying import Imported
 
 
 @command(
@@ -56,17 +75,30 @@ def export(
     "mlferry import tuesday.tar.zst.*",
     "mlferry import mlflow.db --artifacts /srv/mlflow/mlartifacts",
     "mlferry import lightning_logs --experiment birds",
+    "mlferry import monday.tar.zst --into sqlite:////srv/mlflow/mlflow.db",
+    "mlferry import --into postgresql://mlflow@db/mlflow --artifacts s3://bucket/mlflow",
+    ends=IMPORTED,
 )
 def import_(
     paths: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             metavar="PATH...",
             exists=True,
             help="A bundle, or its parts in order; an mlflow.db, an mlruns folder, TensorBoard's or wandb's folder.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     dir: Dir = None,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            "--into",
+            metavar="URI",
+            help="Write a bundle on into the database of an MLflow server; without PATH, the whole spool.",
+            show_default=False,
+        ),
+    ] = None,
     receipt: Annotated[
         Path | None,
         typer.Option(
@@ -80,16 +112,17 @@ def import_(
         ),
     ] = None,
     artifacts: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--artifacts",
-            metavar="PATH",
-            exists=True,
-            file_okay=False,
-            help="Where an MLflow server kept its artifacts. Default: beside its database.",
+            metavar="PLACE",
+            help="Where an MLflow server keeps its artifacts: a folder, or with --into a URI. Default: beside its database.",
             show_default=False,
         ),
     ] = None,
+    state_dir: State = None,
+    stale_after: Stale = None,
+    deleted: OnDeleted = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -98,25 +131,73 @@ def import_(
     It comes whole or not at all. Then `mlferry sync`, or the agent, delivers it. Importing twice changes nothing, and
     what has grown since is added. A bundle's receipt, carried back, lets the next bundle leave out what has arrived, and
     `mlferry clean` make room.
+
+    With `--into`, for who owns the database of an MLflow server of the version that is installed here, a bundle is written
+    on into it, many times as fast as over REST, and runs keep their ids.
     """
     from mlferry_agent.importing.showing import Options, import_others
 
-    config = configured(dir=dir)
-    if not import_others(config.dir, paths, Options(experiment, artifacts), as_json=as_json, quiet=quiet):
-        _import_bundle(config.dir, paths, receipt, as_json=as_json, quiet=quiet)
+    flags = {"dir": dir, "state_dir": state_dir, "stale_after_s": stale_after, "deleted": deleted}
+    config = configured(**flags)
+    if into is not None:
+        raise typer.Exit(_import_into(config, into, paths or [], receipt, artifacts, as_json=as_json, quiet=quiet))
+    if not paths:
+        raise typer.BadParameter("name what to import, or say --into")
+    options = Options(experiment, _folder(artifacts))
+    if not import_others(config.dir, paths, options, as_json=as_json, quiet=quiet):
+        done, path = _import_bundle(config.dir, paths, receipt, quiet=quiet or as_json)
+        if as_json:
+            print_json({"new": done.new, "there": done.there, "receipt": str(path)})
+            return
+        _show_bundle(done, path)
+        out.print("deliver them with: mlferry sync", highlight=False)
 
 
-def _import_bundle(root: Path, parts: list[Path], receipt: Path | None, *, as_json: bool, quiet: bool) -> None:
+def _folder(place: str | None) -> Path | None:
+    if place is None:
+        return None
+    if not Path(place).is_dir():
+        raise typer.BadParameter(f"{place} is no folder", param_hint="--artifacts")
+    return Path(place)
+
+
+def _import_bundle(root: Path, parts: list[Path], receipt: Path | None, *, quiet: bool) -> tuple[Imported, Path]:
     from mlferry_agent import ferrying
-    from mlferry_agent.views.messages import say
     from mlferry_agent.views.progress import carrying
 
-    with carrying(err, "importing", sum(part.stat().st_size for part in parts), quiet or as_json) as on_bytes:
+    with carrying(err, "importing", sum(part.stat().st_size for part in parts), quiet) as on_bytes:
         done = ferrying.import_bundle(root, parts, on_bytes)
     path = receipt or parts[0].with_name(f"{parts[0].name}.receipt.json")
     ferrying.write_receipt(done.receipt, path)
+    return done, path
+
+
+def _show_bundle(done: Imported, receipt: Path) -> None:
+    from mlferry_agent.views.messages import say
+
+    say(out, f"{counted(done.new, 'file')} imported, {done.there:,} were there; receipt: {receipt}")
+
+
+def _import_into(
+    config: Config, uri: str, paths: list[Path], receipt: Path | None, place: str | None, *, as_json: bool, quiet: bool
+) -> int:
+    from mlferry_agent.database.importing import import_into
+    from mlferry_agent.database.showing import check_bundle, runs_of, show
+    from mlferry_agent.status import everything
+    from mlferry_agent.views.progress import counting
+
+    check_bundle(paths)
+    if paths:
+        done, path = _import_bundle(config.dir, paths, receipt, quiet=quiet or as_json)
+        if not quiet and not as_json:
+            _show_bundle(done, path)
+        runs = runs_of(config.dir, done.receipt)
+    else:
+        runs = everything(config.dir)
+    with counting(err, "writing", len(runs), quiet or as_json) as on_run:
+        report = import_into(config, uri, runs, artifacts=place, on_run=on_run)
     if as_json:
-        print_json({"new": done.new, "there": done.there, "receipt": str(path)})
-        return
-    say(out, f"{counted(done.new, 'file')} imported, {done.there:,} were there; receipt: {path}")
-    say(out, "deliver them with: mlferry sync")
+        print_json(report.as_json())
+    elif not quiet:
+        show(out, report)
+    return report.exit_code

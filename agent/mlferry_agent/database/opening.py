@@ -1,0 +1,231 @@
+"""An MLflow database, open to be written: of this MLflow's own schema, or made by it, or refused.
+
+What there is little of (experiments, registered models, traces) goes through MLflow's own stores, in this process. What
+there is much of goes by statements of our own, over connections that begin a transaction when they say so: SQLite's driver
+begins none before a read, and so lets two writers meet half-way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlferry_agent.errors import BadDatabase, RecordRefused
+
+__all__ = ["Database", "open_database"]
+
+#: Where a server that serves artifacts itself, as MLflow's does by default, says that they are.
+PROXIED = "mlflow-artifacts:/"
+
+_KINDS = ("sqlite", "postgresql")
+
+#: Seconds to wait for another writer of an SQLite file.
+_BUSY_S = 60
+
+_CACHE_KIB = 64 << 10
+
+#: Errors of a driver (PEP 249) that are about values and not about the database.
+_VALUES = ("DataError", "IntegrityError")
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Stores and tables of an open database. ``shown``: its address without a password. ``kind``: ``sqlite`` or
+    ``postgresql``. ``folder``: where the file of an SQLite database lies."""
+
+    shown: str
+    kind: str
+    folder: Path | None
+    engine: Any
+    store: Any
+    registry: Any
+    tables: Any
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """A connection in a transaction of its own: all of it, or nothing.
+
+        Raises:
+            RecordRefused: the database takes no such values. BadDatabase: it cannot be written to.
+        """
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except (SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as error:
+            if type(error).__name__ in _VALUES:
+                raise RecordRefused(f"the database refuses it: {_said(error)}") from error
+            raise BadDatabase(f"{self.shown}: {_said(error)}") from error
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+
+
+def open_database(uri: str, artifact_root: str | None = None) -> Database:
+    """Open a database, whose tables are made by MLflow if it has none yet.
+
+    Args:
+        uri: ``sqlite:///...`` or ``postgresql://...``, as `mlflow server --backend-store-uri` has it.
+        artifact_root: where artifacts of a new database go: the server's ``--default-artifact-root``.
+
+    Raises:
+        BadDatabase: it is none, cannot be reached, or has the tables of another release of MLflow.
+    """
+    url, shown = _address(uri)
+    store_class, registry_class, utils = _mlflow()
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        _check_tables(url, shown, utils)
+        store = store_class(uri, artifact_root or _root_of(url, utils) or PROXIED)
+        registry = registry_class(uri)
+        engine = _engine(uri, url.get_backend_name(), utils)
+    except (SQLAlchemyError, ImportError, OSError) as error:
+        raise BadDatabase(f"{shown}: {_said(error)}") from error
+    except Exception as error:
+        if type(error).__name__ != "MlflowException":
+            raise
+        raise BadDatabase(f"{shown}: {_said(error)}") from error
+    folder = Path(url.database or ".").absolute().parent if url.get_backend_name() == "sqlite" else None
+    return Database(shown, url.get_backend_name(), folder, engine, store, registry, _tables())
+
+
+def _address(uri: str) -> tuple[Any, str]:
+    try:
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+    except ImportError:
+        raise BadDatabase("MLflow is not installed here: pip install 'mlferry[database]'") from None
+    try:
+        url = make_url(uri)
+        kind = url.get_backend_name()
+    except (ArgumentError, ValueError):
+        raise BadDatabase("that is no address of a database, such as sqlite:///mlflow.db") from None
+    if kind not in _KINDS or (kind == "sqlite" and (not url.database or url.database == ":memory:")):
+        raise BadDatabase(f"{kind}: only sqlite:///FILE and postgresql://... can be written; deliver with mlferry sync")
+    return url, url.render_as_string(hide_password=True)
+
+
+def _mlflow() -> tuple[Any, Any, Any]:
+    """MLflow's stores; quiet, and without a look at the network."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    try:
+        from mlflow.store.db import utils
+        from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    except ImportError:
+        raise BadDatabase("MLflow is not installed here: pip install 'mlferry[database]'") from None
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return SqlAlchemyStore, Registry, utils
+
+
+def _check_tables(url: Any, shown: str, utils: Any) -> None:
+    """MLflow would migrate an old database on its own when tables are missing; that is its owner's to decide."""
+    if url.get_backend_name() == "sqlite" and not Path(url.database).exists():
+        return
+    with _dialled(url) as engine:
+        if utils._is_empty_database(engine):
+            return
+        found, wanted = utils._get_schema_version(engine), utils._get_latest_schema_revision()
+        if found == wanted:
+            return
+        if found is None:
+            raise BadDatabase(f"{shown}: it has tables, and they are not MLflow's")
+    from mlflow import __version__
+
+    raise BadDatabase(
+        f"{shown}: its tables are of revision {found}, MLflow {__version__}, which is installed here, has {wanted}."
+        " Install the MLflow of its server here; or, to bring the database to this one, stop the server, take a backup,"
+        f" and run: mlflow db upgrade {shown}"
+    )
+
+
+@contextlib.contextmanager
+def _dialled(url: Any) -> Iterator[Any]:
+    from sqlalchemy import create_engine
+
+    engine = create_engine(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _root_of(url: Any, utils: Any) -> str | None:
+    """Where the server of an existing database puts artifacts: below what its first experiments have, less their ids."""
+    from sqlalchemy import inspect, select
+
+    if url.get_backend_name() == "sqlite" and not Path(url.database).exists():
+        return None
+    experiments = _tables().experiments
+    with _dialled(url) as engine:
+        if utils._is_empty_database(engine) or not inspect(engine).has_table("experiments"):
+            return None
+        wanted = select(experiments.c.experiment_id, experiments.c.artifact_location)
+        with engine.connect() as connection:
+            found = connection.execute(wanted.order_by(experiments.c.experiment_id)).all()
+    roots = (location[: -len(str(key)) - 1] for key, location in found if (location or "").endswith(f"/{key}"))
+    return next((f"{root}/" if root.endswith(":") else root for root in roots), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """MLflow's tables by their names there."""
+
+    experiments: Any
+    runs: Any
+    tags: Any
+    params: Any
+    metrics: Any
+    latest_metrics: Any
+    datasets: Any
+    inputs: Any
+    input_tags: Any
+    logged_models: Any
+    logged_model_metrics: Any
+    logged_model_params: Any
+    logged_model_tags: Any
+    model_version_tags: Any
+
+
+def _tables() -> Tables:
+    from mlflow.store.db.base_sql_model import Base
+    from mlflow.store.model_registry.dbmodels import models as _registry  # noqa: F401 - brings its tables along
+    from mlflow.store.tracking.dbmodels import models as _tracking  # noqa: F401
+
+    return Tables(**{name: Base.metadata.tables[name] for name in Tables.__slots__})
+
+
+def _engine(uri: str, kind: str, utils: Any) -> Any:
+    from sqlalchemy import event
+
+    engine = utils.create_sqlalchemy_engine(uri)
+    if kind != "sqlite":
+        return engine
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # no transaction but those that we begin
+        for pragma in ("foreign_keys = ON", f"busy_timeout = {_BUSY_S * 1000}", f"cache_size = -{_CACHE_KIB}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _said(error: BaseException) -> str:
+    """What a driver says, in one line and without the statement."""
+    told = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return told[0][:300] if told else type(error).__name__

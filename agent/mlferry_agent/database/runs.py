@@ -1,0 +1,453 @@
+"""One run of the spool -> one run of the database, under its own id.
+
+The order of things. All that a run's logs hold is written in one transaction: its row, its points as they are read, what
+they were folded to, and the mark up to which place the logs were read. A run without files gets its end in it too, so it is
+there as a whole or not at all. Files are copied after that, beside no transaction that others would wait for, and the end
+comes last, in a second one: a run that says FINISHED has everything. Whatever dies in between, importing again goes on.
+
+Whose run it is. A run of this id that carries our tag is one that an earlier import made. One without it is adopted only if
+it was reserved for the job (its logs resume it), as in delivery: a bundle may be a stranger's, and an id is no proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlferry_agent.closing import verdict
+from mlferry_agent.config import OnDeleted
+from mlferry_agent.database.bulk import add_points, insert_new, upsert
+from mlferry_agent.database.files import Artifacts, Source
+from mlferry_agent.database.gathering import Gathered
+from mlferry_agent.database.links import link_datasets, link_models
+from mlferry_agent.database.marks import MARK_TAG, RunMark
+from mlferry_agent.database.models import LoggedModels, is_files_trouble
+from mlferry_agent.database.opening import Database
+from mlferry_agent.database.places import Place, Places
+from mlferry_agent.database.points import ModelRow, Points
+from mlferry_agent.database.reading import WriterLog
+from mlferry_agent.database.report import Report
+from mlferry_agent.database.rows import TooLong, latest_rows, pair_rows, param_rows, tag_rows
+from mlferry_agent.discovery import RunLog
+from mlferry_agent.errors import RecordRefused, RunParked
+from mlferry_agent.feeds import resolved
+from mlferry_agent.terms import Terms
+from mlferry_agent.translation import RUN_ID_TAG
+from mlferry_spool.blobs import Blob
+from mlferry_spool.fold import Place as Moment
+from mlferry_spool.records import Metrics, Open, Series
+
+__all__ = ["RunImport", "Surroundings"]
+
+#: Points that are kept in memory, about 250 bytes each, until they are written together.
+#: Beyond: they are written, and the next ones gathered.
+#: Test: tests/unit/database/test_runs.py::test_more_points_than_are_kept_in_memory_arrive
+_MOST_POINTS = 50_000
+
+_NAME_TAG, _PARENT_TAG = "mlflow.runName", "mlflow.parentRunId"
+
+_NAME_COLUMN = 250
+
+#: Tags that tell what is missing.
+_REPORT_TAGS = ("mlferry.dropped", "mlferry.lost", "mlferry.quarantined")
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the import of every run needs."""
+
+    database: Database
+    places: Places
+    artifacts: Artifacts
+    models: LoggedModels
+    report: Report
+    terms: Terms
+    deleted: OnDeleted
+
+
+@dataclass(slots=True)
+class _Row:
+    """What the database has of a run. ``tags``: those of mlferry."""
+
+    artifact_uri: str
+    lifecycle: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class _GivenUp(Exception):
+    """The run was deleted in the database, and is to be passed over."""
+
+
+class RunImport:
+    """The import of one run. Nothing of it is kept between two looks: what was done is in the database."""
+
+    def __init__(self, run: RunLog, around: Surroundings) -> None:
+        self._run, self._around = run, around
+        self._database, self._places, self._report = around.database, around.places, around.report
+        self._points = Points(run.run_id)
+        self._gathered = Gathered(run.run_id, self._refuse)
+        self._logs: list[WriterLog] = []
+        self._done = Report()
+        self._asides = 0
+        self._mark = RunMark()
+        self._model_points: dict[tuple[Any, ...], float] = {}
+
+    def carry(self) -> None:
+        """Import what is new of the run; what cannot be is set aside. Raises BadDatabase."""
+        try:
+            self._logs = [WriterLog(directory, self._around.terms) for directory in self._run.writers()]
+            opening = self._open()
+            place = self._places.of_run(opening)
+            with self._database.transaction() as connection:
+                row = self._row(connection)
+            self._admit(opening, row)
+            if row is not None and self._is_there(row):
+                self._report.runs["there"] += 1
+                self._report.records["there"] += self._mark.records
+                return
+            self._write(opening, place, row)
+        except _GivenUp:
+            self._report.runs["dropped"] += 1
+        except (RunParked, RecordRefused) as error:
+            self._report.runs["set aside"] += 1
+            self._refuse("run", self._run.run_id, error.reason)
+
+    def _refuse(self, what: str, name: str, reason: str) -> None:
+        self._asides += 1
+        self._report.set_apart(self._run.run_id, what, name, reason)
+
+    # -- whose run it is ------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Open:
+        """The OPEN of the run's first writer. Raises RunParked: there is none, or the run cannot be in a database."""
+        for log in self._logs:
+            if (opening := log.look()) is not None:
+                self._gathered.open(log.name, opening)
+        opening = self._gathered.state.opening
+        if opening is None:
+            raise RunParked("nothing in its logs says which run it is")
+        if opening.run_id != self._run.run_id:
+            raise RunParked(f"its directory says run {self._run.run_id}, its records say {opening.run_id}")
+        if len(self._run.run_id) > 32:
+            raise RunParked("its id is longer than a database has room for; deliver it with mlferry sync")
+        if opening.workspace not in (None, "default"):
+            raise RunParked(f"it belongs to workspace {opening.workspace!r}; deliver it with mlferry sync")
+        return opening
+
+    def _row(self, connection: Any) -> _Row | None:
+        from sqlalchemy import select
+
+        runs, tags = self._database.tables.runs.c, self._database.tables.tags.c
+        wanted = select(runs.artifact_uri, runs.lifecycle_stage).where(runs.run_uuid == self._run.run_id)
+        found = connection.execute(wanted).first()
+        if found is None:
+            return None
+        ours = select(tags.key, tags.value).where(tags.run_uuid == self._run.run_id, tags.key.like("mlferry.%"))
+        return _Row(str(found[0]), str(found[1]), {str(key): str(value) for key, value in connection.execute(ours)})
+
+    def _admit(self, opening: Open, row: _Row | None) -> None:
+        """Raises RunParked: the run is another's, was delivered over REST, or was deleted in the database."""
+        if (other := self._places.delivered_as(self._run.run_id)) is not None:
+            raise RunParked(f"it was delivered over REST, as run {other}: `mlferry sync` goes on with it")
+        if row is None:
+            return
+        known = row.tags.get(RUN_ID_TAG)
+        if known != self._run.run_id and (known is not None or not opening.resumed):
+            raise RunParked("another run of the database has this id")
+        self._mark = RunMark.decoded(row.tags.get(MARK_TAG))
+
+    def _is_there(self, row: _Row) -> bool:
+        """Whether an earlier import has brought all of it."""
+        mark = self._mark
+        return mark.is_over and all(log.is_at_end(mark.cursor(log.name)) for log in self._logs)
+
+    # -- writing --------------------------------------------------------------------------------------------------------
+
+    def _write(self, opening: Open, place: Place, row: _Row | None) -> None:
+        uri = row.artifact_uri if row is not None else f"{place.location.rstrip('/')}/{self._run.run_id}/artifacts"
+        self._places.run_artifacts[self._run.run_id] = uri
+        with self._database.transaction() as connection:
+            if row is None:
+                self._create(connection, opening, place, uri)
+            self._read(connection, place)
+            if row is not None and row.lifecycle == "deleted":
+                self._revive(connection, place)
+            self._write_state(connection, place)
+            files = self._has_files()
+            if not files:
+                self._end(connection, place)
+            else:
+                self._put_mark(connection, is_over=False)
+        self._report.add(self._done)
+        if files:
+            self._carry_files(uri)
+            with self._database.transaction() as connection:
+                self._end(connection, place)
+        self._report.runs["new" if row is None else "grown"] += 1
+
+    def _revive(self, connection: Any, place: Place) -> None:
+        """What becomes of a run that is deleted in the database, unless the spool itself has said so. Raises RunParked: a
+        person decides; _GivenUp: it is passed over."""
+        if self._gathered.state.lifecycle.value == "deleted" or place.is_deleted:
+            return
+        if self._around.deleted == "drop" and not self._was_deleted_by_us():
+            raise _GivenUp
+        if self._around.deleted != "recreate" and not self._was_deleted_by_us():
+            raise RunParked("the run was deleted in the database")
+        self._set_run(connection, lifecycle_stage="active", deleted_time=None)
+
+    def _was_deleted_by_us(self) -> bool:
+        """Whether the spool had it deleted when it was imported before, and has it restored since."""
+        held = self._gathered.state.lifecycle
+        return held.value == "active" and held.place.offset >= 0
+
+    def _create(self, connection: Any, opening: Open, place: Place, uri: str) -> None:
+        from mlflow.utils.name_utils import _generate_random_name
+
+        name = opening.run_name or _generate_random_name()
+        row = {
+            "run_uuid": self._run.run_id,
+            "name": self._fitting(name),
+            "artifact_uri": uri,
+            "experiment_id": place.experiment_id,
+            "source_type": "UNKNOWN",
+            "source_name": "",
+            "entry_point_name": "",
+            "source_version": "",
+            "user_id": opening.user,
+            "status": "RUNNING",
+            "start_time": opening.start_time or opening.opened,
+            "lifecycle_stage": "active",
+        }
+        tables = self._database.tables
+        connection.execute(tables.runs.insert(), row)
+        tags = {RUN_ID_TAG: self._run.run_id, _NAME_TAG: name[:8000]}
+        if opening.parent_run_id is not None:
+            tags[_PARENT_TAG] = self._places.run(opening.parent_run_id)
+        connection.execute(tables.tags.insert(), pair_rows(self._run.run_id, tags))
+
+    def _fitting(self, name: str) -> str:
+        return name[:_NAME_COLUMN] if self._database.kind == "postgresql" else name
+
+    def _read(self, connection: Any, place: Place) -> None:
+        """Read every log, and write points as they come."""
+        for log in self._logs:
+            since = self._mark.cursor(log.name).offset
+            for offset, record in log.read():
+                self._done.records["new" if offset >= since else "there"] += 1
+                if isinstance(record, (Metrics, Series)):
+                    self._add_points(connection, place, record, is_new=offset >= since)
+                else:
+                    self._gathered.add(log.name, offset, resolved(record, log.directory.parent))
+            for _, what, name, reason in log.aside:
+                self._refuse(what, name, reason)
+            if log.trouble is not None:
+                self._refuse("log", log.name, log.trouble)
+        self._flush(connection, place)
+
+    def _add_points(self, connection: Any, place: Place, record: Metrics | Series, *, is_new: bool) -> None:
+        if not is_new:
+            return
+
+        def refuse(name: str, reason: str) -> None:
+            self._refuse("metric", name, reason)
+
+        if isinstance(record, Metrics):
+            self._points.add(record, refuse)
+            if len(self._points) >= _MOST_POINTS:
+                self._flush(connection, place)
+            return
+        for part in record.parts(_MOST_POINTS):
+            self._points.add_series(part, refuse)
+            if len(self._points) >= _MOST_POINTS:
+                self._flush(connection, place)
+
+    def _flush(self, connection: Any, place: Place) -> None:
+        rows, model_rows = self._points.take()
+        new = add_points(connection, rows)
+        self._done.rows["metric points"] += new
+        self._done.there["metric points"] += len(rows) - new
+        if model_rows:
+            self._write_model_points(connection, place, model_rows)
+
+    def _write_model_points(self, connection: Any, place: Place, rows: list[ModelRow]) -> None:
+        self._begin_models(connection, place, quietly=True)
+        columns = ("model_id", "metric_name", "metric_timestamp_ms", "metric_step", "run_id", "metric_value")
+        columns = (*columns, "dataset_name", "dataset_digest")  # type: ignore[assignment]
+        taken = []
+        for row in rows:
+            model_id, key = self._places.model(row[0]), row[:5]
+            if not self._around.models.is_there(connection, model_id):
+                self._refuse("metric", row[1], f"its model {model_id} is not in the database")
+            elif self._model_points.setdefault(key, row[5]) != row[5]:
+                self._refuse("metric", row[1], "its model has another value of this step and time")
+            else:
+                values = dict(zip(columns, (model_id, *row[1:]), strict=True))
+                taken.append({**values, "experiment_id": place.experiment_id})
+        insert_new(connection, self._database.tables.logged_model_metrics, taken)
+
+    def _begin_models(self, connection: Any, place: Place, *, quietly: bool = False) -> None:
+        for model in self._gathered.state.models.values():
+            if quietly and (model.start is None or self._around.models.is_there(connection, model.model_id)):
+                continue
+            try:
+                self._around.models.begin(connection, model, place)
+            except RecordRefused as error:
+                if not quietly:
+                    self._refuse("model", model.model_id, error.reason)
+
+    # -- what it came to ------------------------------------------------------------------------------------------------
+
+    def _write_state(self, connection: Any, place: Place) -> None:
+        tables, state, run_id, ids = self._database.tables, self._gathered.state, self._run.run_id, self._places.ids
+        self._begin_models(connection, place)
+        latest = list(latest_rows(run_id, self._points.latest))
+        upsert(connection, tables.latest_metrics, latest, newer=("step", "timestamp", "value"))
+        self._write_params(connection)
+        news = state.tags.since(self._is_new)
+        rows, refused = tag_rows(run_id, news.values(), ids)
+        self._refuse_long("tag", refused)
+        upsert(connection, tables.tags, rows)
+        self._delete_tags(connection, news.gone())
+        datasets = [dataset for _, dataset in state.datasets.values()]
+        linked = link_datasets(connection, self._database, run_id, place.experiment_id, datasets, ids)
+        self._done.rows["dataset links"] += linked
+        self._link_models(connection)
+        if state.name.value and state.name.place.writer and self._is_new(state.name.place):
+            self._set_run(connection, name=self._fitting(state.name.value))
+
+    def _is_new(self, moment: Moment) -> bool:
+        return moment.offset >= self._mark.cursor(moment.writer).offset
+
+    def _refuse_long(self, what: str, refused: list[TooLong]) -> None:
+        for one in refused:
+            self._refuse(what, one.key, one.reason)
+
+    def _write_params(self, connection: Any) -> None:
+        from sqlalchemy import select
+
+        params = self._database.tables.params
+        rows, refused = param_rows(self._run.run_id, self._gathered.state.params.values())
+        self._refuse_long("param", refused)
+        found = connection.execute(select(params.c.key, params.c.value).where(params.c.run_uuid == self._run.run_id))
+        there = {str(key): str(value) for key, value in found}
+        for row in rows:
+            if there.get(row["key"], row["value"]) != row["value"]:
+                self._refuse("param", row["key"], "the run has it with another value in the database")
+        new = [row for row in rows if row["key"] not in there]
+        insert_new(connection, params, new)
+        self._done.rows["params"] += len(new)
+
+    def _delete_tags(self, connection: Any, keys: list[str]) -> None:
+        from sqlalchemy import delete
+
+        of = self._database.tables.tags
+        if keys:
+            connection.execute(delete(of).where(of.c.run_uuid == self._run.run_id, of.c.key.in_(keys)))
+
+    def _link_models(self, connection: Any) -> None:
+        state, places, models = self._gathered.state, self._places, self._around.models
+        used = [places.model(model_id) for model_id in state.input_models]
+        made = {places.model(output.model_id): output.step for output in state.outputs.values()}
+        for model_id in {*used, *made}:
+            if not models.is_there(connection, model_id):
+                self._refuse("model link", model_id, "this model is not in the database")
+        used = [model_id for model_id in used if models.is_there(connection, model_id)]
+        made = {model_id: step for model_id, step in made.items() if models.is_there(connection, model_id)}
+        self._done.rows["model links"] += link_models(connection, self._database, self._run.run_id, used, made)
+
+    # -- files ----------------------------------------------------------------------------------------------------------
+
+    def _has_files(self) -> bool:
+        state = self._gathered.state
+        return bool(
+            state.artifacts.values() or state.deletions or any(m.artifacts.values() for m in state.models.values())
+        )
+
+    def _carry_files(self, uri: str) -> None:
+        state = self._gathered.state
+        for path, file in state.artifacts.values().items():
+            self._try_file(path, self._put, uri, path, file.sha256, file.size)
+        for path in state.artifacts.since(self._is_new).gone():
+            self._try_file(path, self._around.artifacts.delete, uri, path)
+        for model in state.models.values():
+            if model.model_id in self._places.model_artifacts:
+                new, there, aside = self._around.models.carry_files(model, self._source)
+                self._report.rows["files"] += new
+                self._report.there["files"] += there
+                for path, reason in aside:
+                    self._refuse("model file", path, reason)
+
+    def _put(self, uri: str, path: str, sha256: bytes, size: int) -> None:
+        is_new = self._around.artifacts.put(uri, path, self._source(sha256, size), self._places.ids)
+        (self._report.rows if is_new else self._report.there)["files"] += 1
+
+    def _try_file(self, path: str, act: Callable[..., None], *what: Any) -> None:
+        try:
+            act(*what)
+        except Exception as error:
+            if not is_files_trouble(error):
+                raise
+            self._refuse("artifact", path, getattr(error, "reason", None) or str(error))
+
+    def _source(self, sha256: bytes, size: int) -> Source:
+        directories: tuple[Path, ...] = self._run.directories
+        return Source(directories, Blob(sha256, size))
+
+    # -- the end --------------------------------------------------------------------------------------------------------
+
+    def _finish_models(self, connection: Any, place: Place) -> None:
+        for model in self._gathered.state.models.values():
+            if model.start is not None and model.model_id in self._places.model_artifacts:
+                self._around.models.finish(connection, model, place)
+                self._report.rows["logged models"] += 1
+
+    def _end(self, connection: Any, place: Place) -> None:
+        """Say how the run stands, and up to which place it was imported."""
+        self._finish_models(connection, place)
+        status, end_time = self._standing()
+        end_time = end_time if end_time is not None else self._gathered.end_time
+        told: dict[str, Any] = {"status": status}
+        if end_time is not None:
+            told["end_time"] = end_time
+        state = self._gathered.state
+        if state.lifecycle.value == "deleted" or place.is_deleted:
+            told |= {"lifecycle_stage": "deleted", "deleted_time": state.deleted_at or end_time}
+        self._set_run(connection, **told)
+        self._put_report(connection)
+        lives = any(log.lives or log.stuck for log in self._logs)
+        if lives:
+            self._report.going_on.append(self._run.run_id)
+        self._put_mark(connection, is_over=not lives and not self._asides)
+
+    def _standing(self) -> tuple[str, int | None]:
+        """MLflow's status and the end time. A run with a log that only a newer mlferry can read is not over."""
+        if any(log.stuck or (log.opening is None and log.lives) for log in self._logs):
+            return "RUNNING", None
+        stands = verdict([facts for log in self._logs if (facts := log.facts()) is not None])
+        return stands.status, stands.end_time
+
+    def _put_report(self, connection: Any) -> None:
+        """Tags that tell what is missing of the run, as delivery sets them."""
+        dropped, lost = sum(log.dropped for log in self._logs), sum(log.lost for log in self._logs)
+        self._report.lost += dropped + lost
+        counts = dict(zip(_REPORT_TAGS, (dropped, lost, self._asides), strict=True))
+        rows = pair_rows(self._run.run_id, {name: str(count) for name, count in counts.items() if count})
+        self._delete_tags(connection, [name for name, count in counts.items() if not count])
+        upsert(connection, self._database.tables.tags, rows)
+
+    def _put_mark(self, connection: Any, *, is_over: bool) -> None:
+        cursors = {log.name: log.cursor for log in self._logs}
+        told = RunMark(cursors, is_over=is_over, records=sum(log.records for log in self._logs)).encoded()
+        if told is None:
+            self._delete_tags(connection, [MARK_TAG])
+        else:
+            upsert(connection, self._database.tables.tags, pair_rows(self._run.run_id, {MARK_TAG: told}))
+
+    def _set_run(self, connection: Any, **values: Any) -> None:
+        from sqlalchemy import update
+
+        of = self._database.tables.runs
+        connection.execute(update(of).where(of.c.run_uuid == self._run.run_id).values(**values))
