@@ -65,6 +65,9 @@ class Database:
 
     def close(self) -> None:
         """Give the connections back."""
+        from mlflow import set_tracking_uri
+
+        set_tracking_uri(None)
         self.engine.dispose()
 
 
@@ -86,6 +89,7 @@ def open_database(uri: str, artifact_root: str | None = None) -> Database:
         _check_tables(url, shown, utils)
         store = store_class(uri, artifact_root or _root_of(url, utils) or PROXIED)
         registry = registry_class(uri)
+        _know_as_tracking(uri)
         engine = _engine(uri, url.get_backend_name(), utils)
     except (SQLAlchemyError, ImportError, OSError) as error:
         raise BadDatabase(f"{shown}: {_said(error)}") from error
@@ -126,6 +130,13 @@ def _mlflow() -> tuple[Any, Any, Any]:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return SqlAlchemyStore, Registry, utils
+
+
+def _know_as_tracking(uri: str) -> None:
+    """MLflow's registry looks up the model of a version in whatever store the process tracks to."""
+    from mlflow import set_tracking_uri
+
+    set_tracking_uri(uri)
 
 
 def _check_tables(url: Any, shown: str, utils: Any) -> None:

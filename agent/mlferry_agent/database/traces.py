@@ -221,21 +221,25 @@ class Traces:
         offline_id = str(told.pop("assessment_id", ""))
         there = self._store.get_trace_info(record.trace_id).assessments
         known = _ours(there, offline_id)
+        if record.info.get("deleted"):
+            if known is not None:
+                self._store.delete_assessment(record.trace_id, known)
+            return
         metadata = {str(key): str(value) for key, value in dict(told.get("metadata") or {}).items()}
         told |= {"metadata": {**metadata, ASSESSMENT_ID_KEY: offline_id}, "trace_id": record.trace_id}
         if told.get("overrides"):
             told["overrides"] = _ours(there, str(told["overrides"])) or told["overrides"]
         made = Assessment.from_proto(ParseDict(told, ProtoAssessment(), ignore_unknown_fields=True))
         made.trace_id = record.trace_id
-        if known is not None and not record.info.get("deleted") and any(one.overrides == known for one in there):
+        if known is not None and any(one.overrides == known for one in there):
             parts = {"expectation": made.expectation, "feedback": made.feedback}
             parts |= {"name": made.name, "rationale": made.rationale, "metadata": made.metadata}
-            self._store.update_assessment(record.trace_id, known, **{k: v for k, v in parts.items() if v is not None})
+            told_of = {name: part for name, part in parts.items() if part is not None}
+            self._store.update_assessment(record.trace_id, known, **told_of)
             return
         if known is not None:
             self._store.delete_assessment(record.trace_id, known)
-        if not record.info.get("deleted"):
-            self._store.create_assessment(made)
+        self._store.create_assessment(made)
 
     def _file(self, log: WriterLog, record: Artifact) -> None:
         """A file of a trace, ``traces/<trace id>/...``: its spans, as MLflow kept them before 3.4."""
