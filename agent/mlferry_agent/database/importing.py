@@ -31,7 +31,7 @@ from mlferry_spool.fold_store import StoreState
 from mlferry_spool.layout import store_directory
 from mlferry_spool.records import Spans
 
-__all__ = ["import_into"]
+__all__ = ["import_into", "lock_of"]
 
 #: Where `mlflow server` keeps the artifacts that it serves itself, unless it is told.
 _SERVED = "mlartifacts"
@@ -63,9 +63,14 @@ def import_into(
             database.close()
 
 
+def lock_of(state_dir: Path, uri: str) -> Path:
+    """What an import into a database holds the lock of for its life."""
+    return state_dir / f"into-{hashlib.sha256(uri.encode()).hexdigest()[:16]}"
+
+
 @contextlib.contextmanager
 def _alone(state_dir: Path, uri: str) -> Iterator[None]:
-    fd = hold(state_dir / f"into-{hashlib.sha256(uri.encode()).hexdigest()[:16]}")
+    fd = hold(lock_of(state_dir, uri))
     try:
         yield
     finally:

@@ -112,9 +112,11 @@ class Places:
 
     # -- experiments ----------------------------------------------------------------------------------------------------
 
-    def of_run(self, opening: Open) -> Place:
-        """The experiment of a run. Raises RunParked: it cannot be made, is not there, or was deleted."""
-        return self.experiment(opening.offline_experiment_id, opening.experiment_name, opening.experiment_id)
+    def of_run(self, opening: Open, experiment_id: str | None = None) -> Place:
+        """The experiment of a run, which the database may have in another one by now. Raises RunParked: it cannot be made,
+        is not there, or was deleted."""
+        known = experiment_id or opening.experiment_id
+        return self.experiment(opening.offline_experiment_id, opening.experiment_name, known)
 
     def of_model(self, start: ModelStart) -> Place:
         """The experiment of a model that no run made. Raises as ``of_run``."""
@@ -137,7 +139,7 @@ class Places:
     def _find(self, offline_id: str | None, name: str | None, experiment_id: str | None) -> Place:
         store = self._database.store
         state = None if offline_id is None else self._store.experiments().get(offline_id)
-        if experiment_id is not None and offline_id is None:
+        if experiment_id is not None:
             found = store.get_experiment(experiment_id)
         else:
             found = self._by_name(

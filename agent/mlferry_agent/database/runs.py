@@ -73,6 +73,7 @@ class _Row:
 
     artifact_uri: str
     lifecycle: str
+    experiment_id: str
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -99,7 +100,6 @@ class RunImport:
         try:
             self._logs = [WriterLog(directory, self._around.terms) for directory in self._run.writers()]
             opening = self._open()
-            place = self._places.of_run(opening)
             with self._database.transaction() as connection:
                 row = self._row(connection)
             self._admit(opening, row)
@@ -107,6 +107,7 @@ class RunImport:
                 self._report.runs["there"] += 1
                 self._report.records["there"] += self._mark.records
                 return
+            place = self._places.of_run(opening, None if row is None else row.experiment_id)
             self._write(opening, place, row)
         except _GivenUp:
             self._report.runs["dropped"] += 1
@@ -140,12 +141,12 @@ class RunImport:
         from sqlalchemy import select
 
         runs, tags = self._database.tables.runs.c, self._database.tables.tags.c
-        wanted = select(runs.artifact_uri, runs.lifecycle_stage).where(runs.run_uuid == self._run.run_id)
-        found = connection.execute(wanted).first()
+        wanted = select(runs.artifact_uri, runs.lifecycle_stage, runs.experiment_id)
+        found = connection.execute(wanted.where(runs.run_uuid == self._run.run_id)).first()
         if found is None:
             return None
         ours = select(tags.key, tags.value).where(tags.run_uuid == self._run.run_id, tags.key.like("mlferry.%"))
-        return _Row(str(found[0]), str(found[1]), {str(key): str(value) for key, value in connection.execute(ours)})
+        return _Row(*map(str, found), {str(key): str(value) for key, value in connection.execute(ours)})
 
     def _admit(self, opening: Open, row: _Row | None) -> None:
         """Raises RunParked: the run is another's, was delivered over REST, or was deleted in the database."""
@@ -439,7 +440,8 @@ class RunImport:
         upsert(connection, self._database.tables.tags, rows)
 
     def _put_mark(self, connection: Any, *, is_over: bool) -> None:
-        cursors = {log.name: log.cursor for log in self._logs}
+        # What was set aside is looked at, and told, each time.
+        cursors = {} if self._asides else {log.name: log.cursor for log in self._logs}
         told = RunMark(cursors, is_over=is_over, records=sum(log.records for log in self._logs)).encoded()
         if told is None:
             self._delete_tags(connection, [MARK_TAG])
