@@ -26,6 +26,7 @@ from mlferry.errors import (
     RunAlreadyActive,
     WrongParent,
 )
+from mlferry.launch import Launch
 from mlferry.metrics import MetricLog
 from mlferry.names import name_of
 from mlferry.opening import Experiment, Identity
@@ -192,7 +193,7 @@ def open_run(
     except NotLogged:  # only where errors are to be raised: the caller gets no run, so none may stay open
         run.end("FAILED")
         raise
-    _monitor(run, log_system_metrics)
+    _monitor(run, identity, log_system_metrics)
     return run
 
 
@@ -236,13 +237,15 @@ def _introduce(
         run.set_tags(tags)
 
 
-def _monitor(run: Run, wanted: bool | None) -> None:
+def _monitor(run: Run, identity: Identity, wanted: bool | None) -> None:
+    """Have the machine sampled; of several ranks that log into one run, by the first of each node."""
+    launch = _process().launch if identity.shared else Launch()
     if wanted is None:
         wanted = config.boolean(os.environ, "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", False, warn)
-    if wanted:
+    if wanted and launch.local_rank == 0:
         from mlferry.system_metrics import monitor_from_environment
 
-        monitor = monitor_from_environment(os.environ, run.log_metrics, run.trouble.say)
+        monitor = monitor_from_environment(os.environ, run.log_metrics, run.trouble.say, several_nodes=launch.nodes > 1)
         if monitor is not None:
             run.watch_system(monitor)
 

@@ -30,12 +30,16 @@ class Launch:
         rank: this process among ``world``; None where there is but one.
         job: what identifies the launch, the same in each rank and after a restart; None: not known, or only one process.
         attempt: tells restarts of the job apart, the same in each rank.
+        local_rank: this process among those of its node; where nobody says, its rank.
+        nodes: machines that the launch is known to be spread over.
     """
 
     rank: int | None = None
     world: int = 1
     job: str | None = None
     attempt: str = "0"
+    local_rank: int = 0
+    nodes: int = 1
 
 
 def detect(environ: Mapping[str, str], launcher: str = "") -> Launch:
@@ -47,11 +51,13 @@ def detect(environ: Mapping[str, str], launcher: str = "") -> Launch:
     if _int(environ, "WORLD_SIZE") > 1 and "RANK" in environ:
         world, rank = _int(environ, "WORLD_SIZE"), _int(environ, "RANK")
         attempt = f"{_int(environ, 'SLURM_RESTART_COUNT')}.{_int(environ, 'TORCHELASTIC_RESTART_COUNT')}"
-        return Launch(rank, world, _torch_job(environ, world, launcher), attempt)
+        local = _local_rank(environ, ("LOCAL_RANK", "SLURM_LOCALID"), rank)
+        return Launch(rank, world, _torch_job(environ, world, launcher), attempt, local, _torch_nodes(environ, world))
     tasks = _int(environ, "SLURM_STEP_NUM_TASKS") or _int(environ, "SLURM_NTASKS")
     step = _slurm_step(environ)
     if tasks > 1 and step is not None:
-        return Launch(_int(environ, "SLURM_PROCID"), tasks, step, str(_int(environ, "SLURM_RESTART_COUNT")))
+        rank, attempt = _int(environ, "SLURM_PROCID"), str(_int(environ, "SLURM_RESTART_COUNT"))
+        return Launch(rank, tasks, step, attempt, _local_rank(environ, ("SLURM_LOCALID",), rank), _slurm_nodes(environ))
     return Launch()
 
 
@@ -70,6 +76,22 @@ def _torch_job(environ: Mapping[str, str], world: int, launcher: str) -> str | N
     local = _int(environ, "LOCAL_WORLD_SIZE")
     here = local == world or (not local and environ.get("MASTER_ADDR", "") in _THIS_MACHINE)
     return f"torch/{launcher}/{environ.get('MASTER_PORT', '')}" if here and launcher else None
+
+
+def _local_rank(environ: Mapping[str, str], names: tuple[str, ...], otherwise: int) -> int:
+    """By the launcher that is nearest: of torchrun below srun, each has a count of its own."""
+    said = [environ[name] for name in names if environ.get(name, "").isdecimal()]
+    return int(said[0]) if said else otherwise
+
+
+def _torch_nodes(environ: Mapping[str, str], world: int) -> int:
+    local = _int(environ, "LOCAL_WORLD_SIZE")
+    return -(-world // local) if local else _slurm_nodes(environ)
+
+
+def _slurm_nodes(environ: Mapping[str, str]) -> int:
+    names = ("SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES", "SLURM_NNODES")
+    return next((count for name in names if (count := _int(environ, name))), 1)
 
 
 def _slurm_step(environ: Mapping[str, str]) -> str | None:

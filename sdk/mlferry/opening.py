@@ -49,7 +49,7 @@ class Process:
 
     def __init__(self, environ: MutableMapping[str, str], launch: Launch) -> None:
         self._environ = environ
-        self._launch = launch
+        self.launch = launch
         self._unique = os.urandom(6).hex()
         self._started: Counter[str | None] = Counter()
         self._opened: Counter[str] = Counter()
@@ -65,7 +65,7 @@ class Process:
     @property
     def undecided(self) -> bool:
         """There are other ranks, but nothing says for sure that they belong to this launch; see ``mlferry.launch``."""
-        return self._launch.world > 1 and self._launch.job is None and not self._environ.get("MLFERRY_RUN_ID")
+        return self.launch.world > 1 and self.launch.job is None and not self._environ.get("MLFERRY_RUN_ID")
 
     def identify(self, run_id: str | None, parent_run_id: str | None) -> Identity:
         """The identity of the run that is about to open. Raises BadRunId."""
@@ -73,11 +73,11 @@ class Process:
         check_run_id(chosen)
         opened = self._opened[chosen]
         self._opened[chosen] += 1
-        origin = self._launch.attempt if shared else self._unique
-        return Identity(chosen, resumed or opened > 0, shared, self._launch.rank, f"{origin}.{opened}")
+        origin = self.launch.attempt if shared else self._unique
+        return Identity(chosen, resumed or opened > 0, shared, self.launch.rank, f"{origin}.{opened}")
 
     def _choose(self, run_id: str | None, parent_run_id: str | None) -> tuple[str, bool, bool]:
-        several, job = self._launch.world > 1, self._launch.job
+        several, job = self.launch.world > 1, self.launch.job
         if run_id is not None:
             return run_id, True, several
         given = self._environ.get("MLFERRY_RUN_ID")
@@ -90,7 +90,7 @@ class Process:
         if given:
             return given, False, True
         if job is not None:
-            return derive_run_id(job, parent_run_id, ordinal), self._launch.attempt.strip("0.") != "", True
+            return derive_run_id(job, parent_run_id, ordinal), self.launch.attempt.strip("0.") != "", True
         return os.urandom(16).hex(), False, False
 
 

@@ -1,13 +1,17 @@
 """CPU, memory, disk, network and GPU of the machine, under MLflow's names. Owns the sampling thread of one run.
 
 Names, units, rounding and environment variables are those of ``mlflow.system_metrics`` 3.17.2: samples are averaged over
-``MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING`` and logged under ``system/``. Reading NVML never touches the CUDA context of
-the training.
+``MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING`` and logged under ``system/``, or under ``system/<node id>/`` where
+``MLFLOW_SYSTEM_METRICS_NODE_ID`` (``mlflow.set_system_metrics_node_id``) names the node. Without it MLflow mixes the points
+of all nodes that share a run; here each is then named by its host, and one rank a node samples it. Reading NVML never
+touches the CUDA context of the training.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import socket
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -140,9 +144,16 @@ def _average(name: str, values: list[float]) -> float:
 
 
 def monitor_from_environment(
-    environ: Mapping[str, str], log: Callable[[dict[str, float], int], None], complain: Callable[[str], None]
+    environ: Mapping[str, str],
+    log: Callable[[dict[str, float], int], None],
+    complain: Callable[[str], None],
+    *,
+    several_nodes: bool = False,
 ) -> Monitor | None:
-    """A monitor as MLflow's environment variables describe it; None, with a complaint, where psutil is missing."""
+    """A monitor as MLflow's environment variables describe it; None, with a complaint, where psutil is missing.
+
+    ``several_nodes``: others log into the same run, so that the points of each node need a name of their own.
+    """
     try:
         import psutil
     except ImportError:
@@ -161,8 +172,14 @@ def monitor_from_environment(
         complain,
         interval_s=_positive(environ, "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", _SAMPLING_INTERVAL_S, complain),
         samples=int(_positive(environ, "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", 1, complain)),
-        node_id=environ.get("MLFLOW_SYSTEM_METRICS_NODE_ID", ""),
+        node_id=environ.get("MLFLOW_SYSTEM_METRICS_NODE_ID") or (_host(environ) if several_nodes else ""),
     )
+
+
+def _host(environ: Mapping[str, str]) -> str:
+    """The node's name, Slurm's if there is one, as a metric key may hold it."""
+    name = environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
 
 
 def _positive(environ: Mapping[str, str], name: str, default: float, complain: Callable[[str], None]) -> float:

@@ -106,6 +106,24 @@ def test_ranks_share_the_attempt() -> None:
     assert len({Process(environ, detect(environ)).identify(None, None).attempt for environ in environments}) == 1
 
 
+@pytest.mark.parametrize(
+    ("environ", "local_rank", "nodes"),
+    [
+        ({**SLURM, "SLURM_LOCALID": "1", "SLURM_STEP_NUM_NODES": "4", "SLURM_NNODES": "8"}, 1, 4),
+        ({**TORCHRUN, "WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}, 1, 2),
+        ({**SLURM, "WORLD_SIZE": "8", "RANK": "7", "LOCAL_RANK": "3", "SLURM_LOCALID": "0", "SLURM_NNODES": "2"}, 3, 2),
+        ({"WORLD_SIZE": "4", "RANK": "2"}, 2, 1),
+        ({}, 0, 1),
+    ],
+    ids=["slurm", "torchrun", "torchrun below srun", "nobody says", "one process"],
+)
+def test_a_rank_knows_its_place_on_its_node_and_how_many_nodes_there_are(
+    environ: dict[str, str], local_rank: int, nodes: int
+) -> None:
+    found = detect({name: value for name, value in environ.items() if value}, "launcher")
+    assert (found.local_rank, found.nodes) == (local_rank, nodes)
+
+
 def test_the_runs_of_a_process_follow_each_other_in_the_same_order_on_each_rank() -> None:
     ranks = [Process(dict(SLURM), detect({**SLURM, "SLURM_PROCID": str(rank)})) for rank in range(2)]
     ids = []

@@ -10,6 +10,7 @@ import pytest
 from tests.spools import told
 
 import mlferry
+from mlferry import fluent
 from mlferry.system_metrics import Gpus, Machine, Monitor, monitor_from_environment
 
 psutil = pytest.importorskip("psutil")
@@ -153,3 +154,67 @@ def test_a_run_logs_no_machine_unless_asked(spool: Path) -> None:
     with mlferry.start_run() as run:
         assert not [thread for thread in threading.enumerate() if thread.name == "mlferry-system-metrics"]
     assert told(spool, run.info.run_id).points == []
+
+
+#: Two nodes with two ranks each, as srun would start them.
+_RANKS = [(node, local, rank) for rank, (node, local) in enumerate((n, r) for n in (0, 1) for r in (0, 1))]
+
+
+def start_ranks(spool: Path, monkeypatch: pytest.MonkeyPatch, **more: str) -> str:
+    """The ranks open their run one after the other, each as a process of its own would, until the nodes were sampled."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    runs = []
+    for node, local, rank in _RANKS:
+        environ = {
+            "JOB_ID": "7",
+            "STEP_ID": "0",
+            "NTASKS": "4",
+            "NNODES": "2",
+            "PROCID": f"{rank}",
+            "LOCALID": f"{local}",
+        }
+        for name, value in environ.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        monkeypatch.setenv("SLURMD_NODENAME", f"gpu-{node}.cluster")
+        for name, value in more.items():
+            monkeypatch.setenv(name, value.format(node=node))
+        fluent._process.process = None
+        runs.append(fluent.open_run())
+        if local == 0:
+            writer = len(runs)
+            while len({key for key in keys(spool, runs[0].info.run_id) if "cpu" in key}) < 1 + (writer > 1):
+                threading.Event().wait(0.01)
+    sampling = [thread for thread in threading.enumerate() if thread.name == "mlferry-system-metrics"]
+    assert len(sampling) == 2
+    for run in runs:
+        run.end()
+    assert len({run.info.run_id for run in runs}) == 1
+    return runs[0].info.run_id
+
+
+def keys(spool: Path, run_id: str) -> set[str]:
+    return {key for key, *_ in told(spool, run_id).points}
+
+
+def test_of_the_ranks_in_one_run_one_a_node_samples_it_under_the_name_of_its_host(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = keys(spool, start_ranks(spool, monkeypatch))
+    assert {"/".join(key.split("/")[:2]) for key in found} == {"system/gpu-0.cluster", "system/gpu-1.cluster"}
+
+
+def test_the_name_that_somebody_gave_a_node_goes_before_its_host(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = keys(spool, start_ranks(spool, monkeypatch, MLFLOW_SYSTEM_METRICS_NODE_ID="rack-{node}"))
+    assert {"/".join(key.split("/")[:2]) for key in found} == {"system/rack-0", "system/rack-1"}
+
+
+def test_a_rank_with_a_run_of_its_own_samples_whatever_its_place(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "far.away"}.items():
+        monkeypatch.setenv(name, value)
+    fluent._process.process = None
+    run = mlferry.start_run(log_system_metrics=True)
+    while not told(spool, run.info.run_id).values("system/cpu_utilization_percentage"):
+        threading.Event().wait(0.01)
+    mlferry.end_run()
