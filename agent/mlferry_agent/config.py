@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mlferry_agent import stores
 from mlferry_agent.errors import BadConfiguration
 from mlferry_agent.web import addresses
 from mlferry_spool.layout import default_root
@@ -45,6 +46,7 @@ class Config:
     uploads: int = 4
     deleted: OnDeleted = "quarantine"
     http: str | None = None
+    stores: str | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -86,7 +88,8 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any, source: str) -> Any:
-    kinds = {"to": str, "dir": Path, "state_dir": Path, "connections": int, "uploads": int, "deleted": str, "http": str}
+    texts = dict.fromkeys(("to", "deleted", "http", "stores"), str)
+    kinds = {**texts, "dir": Path, "state_dir": Path, "connections": int, "uploads": int}
     numbers = {"stale_after_s", "poll_s", "give_up_after_s"}
     if name not in kinds and name not in numbers:
         raise BadConfiguration(f"{source}: there is no setting called {name!r}")
@@ -98,6 +101,8 @@ def _checked(name: str, value: Any, source: str) -> Any:
         return _home_resolved(made, source)
     if name == "http":
         return _http(made, source)
+    if name == "stores":
+        return _stores(made, source)
     if name == "deleted" and made not in get_args(OnDeleted):
         raise BadConfiguration(f"{source}: {name} is one of {', '.join(get_args(OnDeleted))}, not {made!r:.200}")
     if not isinstance(made, str) and not made > 0:  # NaN is not above 0 either
@@ -110,6 +115,13 @@ def _http(made: str, source: str) -> str | None:
         return None if addresses.parse(made) is None else made
     except ValueError as error:
         raise BadConfiguration(f"{source}: http = {made!r:.200}: {error}") from None
+
+
+def _stores(made: str, source: str) -> str | None:
+    try:
+        return made if stores.parse(made) else None
+    except ValueError as error:
+        raise BadConfiguration(f"{source}: stores = {made!r:.200}: {error}") from None
 
 
 def _home_resolved(path: Path, source: str) -> Path:

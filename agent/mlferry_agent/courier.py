@@ -3,6 +3,8 @@
 Owns the health of the destination. When the server does not answer, one courier at a time tries and the others wait for
 it, so that a server that comes back is not met by everything at once. What an answer means is ``answers``; how long to
 wait is ``retry``; what to do about a refusal is ``deliveries``.
+
+Artifact stores that are reached past the server have a health of their own: while one is away, curves stay live.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Protocol
 
 from mlferry_agent import requests
@@ -78,6 +80,14 @@ class Health:
     failures: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Road:
+    """One way to the destination: how it does, and whose turn it is to try while it does badly."""
+
+    health: Health
+    probe: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class Courier:
     """Carries requests to one destination.
 
@@ -105,8 +115,8 @@ class Courier:
         self._rng = rng or random.Random()
         self._clock = clock
         self._sleep = sleep
-        self._probe = asyncio.Lock()
         self.health = Health()
+        self._roads = {False: _Road(self.health), True: _Road(Health())}
 
     async def ask(self, request: Request) -> Reply:
         """Send until settled; the verdict is never RETRY, and SUSPECT only after the attempts it is allowed.
@@ -126,9 +136,9 @@ class Courier:
     async def ask_once(self, request: Request, attempts: Attempts) -> Reply:
         """One attempt at a request that must not be repeated blindly. Verdict RETRY: whether the server acted on it is
         unknown, and the wait before the next look is over. Raises as ``ask``."""
-        async with self._turn():
+        async with self._turn(request):
             reply = await self._attempt(request, lambda: self._sender.send(request))
-        delay = self._delay(reply.judgement, attempts)
+        delay = self._delay(request, reply.judgement, attempts)
         if delay is not None:
             await self._sleep(delay)
             return Reply(Judgement(Verdict.RETRY, reply.reason), reply.answer)
@@ -145,26 +155,28 @@ class Courier:
         self, request: Request, send: Callable[[], Awaitable[Answer]], attempts: Attempts, *, transfer: bool = False
     ) -> Reply:
         while True:
-            async with self._turn():
+            async with self._turn(request):
                 reply = await self._attempt(request, send, transfer=transfer)
-                delay = self._delay(reply.judgement, attempts)
+                delay = self._delay(request, reply.judgement, attempts)
                 if delay is None:
                     return reply
                 await self._sleep(delay)
 
     @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _turn(self, request: Request) -> AsyncIterator[None]:
         """While the destination is not well, one at a time."""
-        if self.health.trouble is None:
+        road = self._roads[request.is_direct]
+        if road.health.trouble is None:
             yield
             return
-        async with self._probe:
+        async with road.probe:
             yield
 
     async def _attempt(
         self, request: Request, send: Callable[[], Awaitable[Answer]], *, transfer: bool = False
     ) -> Reply:
-        self.health.requests += 1
+        health = self._roads[request.is_direct].health
+        health.requests += 1
         answer, began = Answer(0), self._clock()
         try:
             answer = await send()
@@ -174,9 +186,10 @@ class Courier:
             judgement = Judgement(Verdict.CONFIG, error.reason)
         else:
             judgement = _in_context(request, classify(request, answer, now_s=time.time()))
-            if judgement.verdict is Verdict.CONFIG and answer.status == 403 and await self._is_let_in():
+            denied = judgement.verdict is Verdict.CONFIG and answer.status == 403 and not request.is_direct
+            if denied and await self._is_let_in():
                 judgement = replace(judgement, verdict=Verdict.SUSPECT)
-        self._note(judgement, self._clock() if transfer else began)
+        _note(health, judgement, self._clock() if transfer else began, self._clock())
         return Reply(judgement, answer)
 
     async def _is_let_in(self) -> bool:
@@ -188,18 +201,7 @@ class Courier:
         except (Unreachable, Misconfigured):
             return False
 
-    def _note(self, judgement: Judgement, began: float) -> None:
-        health = self.health
-        health.misconfigured = judgement.verdict is Verdict.CONFIG
-        if judgement.verdict in (Verdict.RETRY, Verdict.CONFIG, Verdict.SUSPECT):
-            health.failing_since = began if health.failing_since is None else health.failing_since
-            health.trouble = health.trouble if judgement.verdict is Verdict.SUSPECT else judgement.reason
-            health.failures += 1
-        else:
-            health.trouble = health.failing_since = None
-            health.answered_at = self._clock()
-
-    def _delay(self, judgement: Judgement, attempts: Attempts) -> float | None:
+    def _delay(self, request: Request, judgement: Judgement, attempts: Attempts) -> float | None:
         """Seconds until the next attempt, or None when the request is settled."""
         if judgement.verdict is Verdict.CONFIG:
             if not self._patient:
@@ -207,13 +209,24 @@ class Courier:
             return _CONFIG_RETRY_S * self._rng.uniform(0.5, 1.0)
         if judgement.verdict not in (Verdict.RETRY, Verdict.SUSPECT):
             return None
-        self._give_up_if_due(judgement)
+        self._give_up_if_due(self._roads[request.is_direct].health, judgement)
         return attempts.again(judgement)
 
-    def _give_up_if_due(self, judgement: Judgement) -> None:
-        since = self.health.failing_since
+    def _give_up_if_due(self, health: Health, judgement: Judgement) -> None:
+        since = health.failing_since
         if self._give_up_after_s is not None and since is not None and self._clock() - since >= self._give_up_after_s:
             raise GaveUp(judgement.reason)
+
+
+def _note(health: Health, judgement: Judgement, began: float, now: float) -> None:
+    health.misconfigured = judgement.verdict is Verdict.CONFIG
+    if judgement.verdict in (Verdict.RETRY, Verdict.CONFIG, Verdict.SUSPECT):
+        health.failing_since = began if health.failing_since is None else health.failing_since
+        health.trouble = health.trouble if judgement.verdict is Verdict.SUSPECT else judgement.reason
+        health.failures += 1
+    else:
+        health.trouble = health.failing_since = None
+        health.answered_at = now
 
 
 def _in_context(request: Request, judgement: Judgement) -> Judgement:

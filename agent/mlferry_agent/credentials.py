@@ -77,7 +77,8 @@ class Tls:
 class Destination:
     """One tracking server. `url` has scheme, host and path prefix, and neither user nor trailing slash.
 
-    `authorization` is the whole header value. `warnings` are sentences for the operator.
+    `authorization` is the whole header value. `warnings` are sentences for the operator. `stores` are places past the server
+    where artifacts may go.
     """
 
     url: str
@@ -88,6 +89,7 @@ class Destination:
     proxy_authorization: Token | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
     warnings: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()
 
 
 def destination(tracking_uri: str, environ: Mapping[str, str], origin: str = "") -> Destination:

@@ -6,6 +6,7 @@ Nothing here asks the server, so these answers come at once, offline too, and be
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mlferry_agent.config import Config
@@ -14,6 +15,7 @@ from mlferry_agent.errors import NoDestination
 from mlferry_agent.ledger import Ledger, ledger_path
 from mlferry_agent.naming import Names, look_up
 from mlferry_agent.status import RunStatus, everything, run_status
+from mlferry_agent.stores import parse
 
 __all__ = ["destination_of", "known_url", "names", "read_ledger", "statuses", "used_ledgers"]
 
@@ -22,7 +24,8 @@ def destination_of(config: Config, environ: Mapping[str, str]) -> Destination:
     """Raises ``NoDestination``, ``WrongDestination``, ``Misconfigured``."""
     if config.to is None:
         raise NoDestination("no --to, no MLFERRY_TO, and MLFLOW_TRACKING_URI is no http(s) address")
-    return destination(config.to, environ, config.origins.get("to", ""))
+    found = destination(config.to, environ, config.origins.get("to", ""))
+    return replace(found, stores=parse(config.stores or ""))
 
 
 def statuses(config: Config, environ: Mapping[str, str], wanted: Iterable[str] = ()) -> list[RunStatus]:

@@ -33,9 +33,10 @@ class UndeliverableName(AgentError):
 
 
 class NotProxied(AgentError):
-    """The run's artifacts do not live behind the tracking server, so they cannot be sent through it.
+    """The run's artifacts live neither behind the tracking server nor in a store that is reached from here.
 
-    Nothing was sent. Artifacts of this run have to go straight to the store that its artifact URI names.
+    Nothing was sent. A place in s3://, gs://, wasbs:// or abfss:// is reached once MLFERRY_STORES names it: set that, then
+    `mlferry retry`. Else start the server with --serve-artifacts, for new experiments: an old one keeps its place.
     """
 
 

@@ -25,6 +25,10 @@ SERVER_INFO = "/api/3.0/mlflow/server-info"
 VERSION = "/version"
 SPANS = "/v1/traces"
 
+#: Artifact stores that clients reach without the server, where it does not proxy them: see ``repositories``. Not `file:`: a
+#: path of the server's names some other place here.
+DIRECT = frozenset({"s3", "gs", "wasbs", "abfss"})
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -32,6 +36,8 @@ class Request:
 
     `path` starts with `/`, is percent-encoded, and is relative to the tracking URI. `query` is not encoded. `body` is
     JSON (or what `headers` say), or None. `workspace` overrides the destination's workspace; None leaves it.
+
+    Or, `is_direct`: `path` is the artifact URI of a run or model, and `query` holds the path of a file below that.
     """
 
     method: str
@@ -45,6 +51,11 @@ class Request:
         """Raises `Unencodable` for a workspace that a header cannot carry: it comes from a record."""
         if self.workspace is not None:
             encoding.workspace(self.workspace)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it goes to an artifact store, past the tracking server."""
+        return not self.path.startswith("/")
 
 
 def server_version() -> Request:
@@ -249,27 +260,35 @@ def list_artifacts(
 
 
 def put_artifact(artifact_uri: str, path: str, workspace: str | None = None) -> Request:
-    """Store one file at `path` under the run's `artifact_uri`, through the tracking server; the body is streamed.
+    """Store one file at `path` under the run's `artifact_uri`; the body is streamed.
 
     Raises:
-        NotProxied: the URI names another store. UndeliverableName: the server would refuse or rename it.
+        NotProxied: the URI names a store that is out of reach. UndeliverableName: it would be refused or renamed.
     """
-    return Request("PUT", artifact_path(artifact_uri, path), workspace=workspace)
+    return _artifact("PUT", artifact_uri, path, workspace)
 
 
 def get_artifact(artifact_uri: str, path: str, workspace: str | None = None) -> Request:
     """The bytes of one artifact. Raises as `put_artifact`."""
-    return Request("GET", artifact_path(artifact_uri, path), workspace=workspace)
+    return _artifact("GET", artifact_uri, path, workspace)
 
 
 def head_artifact(artifact_uri: str, path: str, workspace: str | None = None) -> Request:
     """The size of one artifact, in Content-Length. Raises as `put_artifact`."""
-    return Request("HEAD", artifact_path(artifact_uri, path), workspace=workspace)
+    return _artifact("HEAD", artifact_uri, path, workspace)
 
 
 def delete_artifact(artifact_uri: str, path: str, workspace: str | None = None) -> Request:
     """Delete one artifact or folder. Raises as `put_artifact`."""
-    return Request("DELETE", artifact_path(artifact_uri, path), workspace=workspace)
+    return _artifact("DELETE", artifact_uri, path, workspace)
+
+
+def _artifact(method: str, artifact_uri: str, path: str, workspace: str | None) -> Request:
+    if urllib.parse.urlsplit(artifact_uri).scheme not in DIRECT:
+        return Request(method, artifact_path(artifact_uri, path), workspace=workspace)
+    if set("?#") & set(artifact_uri):
+        raise NotProxied("the artifact URI carries a query or fragment")
+    return Request(method, artifact_uri, (("path", "/".join(_segments(path))),), workspace=workspace)
 
 
 def artifact_authority(artifact_uri: str) -> str | None:

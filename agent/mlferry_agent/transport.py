@@ -1,4 +1,5 @@
-"""One connection pool to one MLflow server: a `Request` goes out, a whole `Answer` comes back.
+"""One connection pool to one MLflow server: a `Request` goes out, a whole `Answer` comes back. What goes past the server to
+an artifact store is handed to `repositories`.
 
 Owns sockets, TLS, headers, time limits and the translation of every library exception into ours (`_translate`). Never
 retries on its own, never follows a redirect, never judges an answer, never sends `Origin` (MLflow refuses foreign ones).
@@ -35,6 +36,7 @@ from aiohttp.abc import AbstractStreamWriter
 from mlferry_agent.answers import Answer, printable
 from mlferry_agent.credentials import Destination, Tls
 from mlferry_agent.errors import AgentError, Misconfigured, Unreachable, UnreadableFile
+from mlferry_agent.repositories import Repositories
 from mlferry_agent.requests import Request
 from mlferry_spool.blobs import open_regular
 
@@ -82,6 +84,7 @@ class Transport:
         self._proxy_headers = _proxy_headers(destination)
         self._secrets = _secrets(destination)
         self._session: aiohttp.ClientSession | None = None
+        self._repositories = Repositories(max_file_connections, destination.stores)
 
     async def __aenter__(self) -> Transport:
         self._session = aiohttp.ClientSession(
@@ -93,6 +96,7 @@ class Transport:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._repositories.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -103,6 +107,8 @@ class Transport:
         Raises:
             Unreachable: no whole answer. Misconfigured: certificates, proxy or address.
         """
+        if request.is_direct:
+            return await self._repositories.send(request)
         limit = aiohttp.ClientTimeout(total=self.destination.timeout_s)
         async with self._api_slots:
             with _translated():
@@ -120,6 +126,8 @@ class Transport:
             UnreadableFile: the file cannot be read or is shorter than `size`.
         """
         async with contextlib.AsyncExitStack() as stack:
+            if request.is_direct:
+                return await self._repositories.upload(request, _open_file(file, stack), size)
             body = _FileBody(_open_file(file, stack), size)
             await stack.enter_async_context(self._file_slots)
             try:
@@ -139,6 +147,8 @@ class Transport:
         Raises:
             Unreachable: broken off, the sink holds a part. Misconfigured: as `send`.
         """
+        if request.is_direct:
+            return await self._repositories.download(request, sink)
         failure: Exception | None = None
         async with self._file_slots:
             with _translated():

@@ -96,7 +96,9 @@ def test_the_proxy_path_is_derived_from_the_artifact_uri_of_the_run(uri: str, pa
     assert requests.put_artifact(uri, "f").path == path
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/0/abc", "file:///tmp/x", "/tmp/x", "", "https://h/elsewhere/0/abc"])
+@pytest.mark.parametrize(
+    "uri", ["ftp://host/0/abc", "s3://bucket/0?x=1", "file:///tmp/x", "/tmp/x", "", "https://h/elsewhere/0/abc"]
+)
 def test_artifacts_outside_of_the_server_are_not_sent_through_it(uri: str) -> None:
     with pytest.raises(NotProxied):
         requests.put_artifact(uri, "f")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import email.utils
+import importlib.util
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from mlferry_agent import limits, requests
+from mlferry_agent import limits, requests, stores
 from mlferry_agent.answers import Answer, Verdict, classify, json_object
 from mlferry_agent.config import Config
 from mlferry_agent.credentials import Destination
@@ -17,7 +18,7 @@ from mlferry_agent.errors import AgentError, Misconfigured, Unreachable
 from mlferry_agent.requests import Request
 from mlferry_agent.transport import Transport
 
-__all__ = ["clock", "remote_checks", "store", "version_check"]
+__all__ = ["artifacts", "clock", "remote_checks", "store", "version_check"]
 
 #: Seconds by which clocks may differ before times look odd, and before who took over from whom is decided wrongly.
 _SKEW_S, _WRONG_S = 5.0, 60.0
@@ -71,7 +72,7 @@ async def _asked(where: Destination, transport: Transport) -> AsyncIterator[Chec
     yield fine("access", "with credentials" if where.authorization else "without credentials")
     found, said = await _ask(transport, requests.get_experiment("0"))
     if said is None:
-        yield _artifacts(json_object(found.body) or {})
+        yield artifacts(json_object(found.body) or {}, where.stores)
     yield fine(
         "limits",
         f"kept to: {limits.MAX_METRICS_PER_BATCH:,} points, {limits.MAX_PARAMS_TAGS_PER_BATCH} params or tags,"
@@ -116,13 +117,25 @@ def store(info: Mapping[str, Any] | None) -> Check:
     return fine("store", str(kind)) if kind else note("store", "the server does not say what it keeps its runs in")
 
 
-def _artifacts(body: Mapping[str, Any]) -> Check:
+def artifacts(body: Mapping[str, Any], allowed: tuple[str, ...] = ()) -> Check:
+    """Where the files of a run of the default experiment go: through the server, or by what is installed here."""
     experiment = body.get("experiment")
     place = str(experiment.get("artifact_location", "")) if isinstance(experiment, dict) else ""
     if place.startswith("mlflow-artifacts:"):
         return fine("artifacts", "through the server")
     scheme = place.partition(":")[0] if ":" in place else "a folder of the server's"
-    return poor("artifacts", f"not through the server, but to {scheme}", "start it with --serve-artifacts")
+    if scheme not in requests.DIRECT:
+        return poor("artifacts", f"not through the server, but to {scheme}", "start it with --serve-artifacts")
+    if not stores.allows(allowed, place):
+        return poor(
+            "artifacts", f"past the server, to {place}", f"MLFERRY_STORES={place}, if the agent may write there"
+        )
+    needed = ("mlflow", "boto3") if scheme == "s3" else ("mlflow",)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        advice = "pip install 'mlferry[s3]' here, or start the server with --serve-artifacts"
+        return poor("artifacts", f"past the server to {scheme}, for which {' and '.join(missing)} is missing", advice)
+    return fine("artifacts", f"past the server to {scheme}, by MLflow's own repository")
 
 
 def _of(error: AgentError) -> str:

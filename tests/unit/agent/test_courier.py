@@ -184,3 +184,26 @@ async def test_an_attempt_that_must_not_be_repeated_blindly_is_made_once() -> No
     assert (await sent.ask_once(BATCH, attempts)).verdict is Verdict.RETRY
     assert (len(sender.asked_at), attempts.made, len(sender.clock.slept)) == (1, 1, 1)
     assert (await sent.ask_once(BATCH, attempts)).verdict is Verdict.ACCEPTED
+
+
+async def test_a_store_past_the_server_that_is_away_holds_up_no_request_to_the_server() -> None:
+    class AwayPastTheServer(Scripted):
+        async def upload(self, request: Request, file: BinaryIO, size: int) -> Answer:
+            return DOWN
+
+    sender = AwayPastTheServer(Clock(), GOOD)
+    asleep = asyncio.Event()
+
+    async def sleep(delay_s: float) -> None:
+        asleep.set()
+        await asyncio.Event().wait()
+
+    carrying = Courier(sender, clock=sender.clock, sleep=sleep)
+    direct = requests.put_artifact("s3://bucket/0/run/artifacts", "file")
+    uploads = [asyncio.create_task(carrying.upload(direct, io.BytesIO(b"x"), 1)) for _ in range(2)]
+    await asleep.wait()
+    assert (await carrying.ask(BATCH)).verdict is Verdict.ACCEPTED
+    assert carrying.health.trouble is None
+    for upload in uploads:
+        upload.cancel()
+    await asyncio.gather(*uploads, return_exceptions=True)

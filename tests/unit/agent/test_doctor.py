@@ -20,7 +20,7 @@ from mlferry_agent.doctor import agents, local
 from mlferry_agent.doctor.agents import Agent, agent_checks, running, twice
 from mlferry_agent.doctor.check import Check, Grade
 from mlferry_agent.doctor.local import ledgers, places, room
-from mlferry_agent.doctor.remote import clock, store, version_check
+from mlferry_agent.doctor.remote import artifacts, clock, store, version_check
 from mlferry_agent.ledger import Ledger, WriterRow
 
 Mlferry = Callable[..., tuple[int, str, str]]
@@ -223,6 +223,30 @@ def test_a_store_of_files_is_no_place_to_deliver_to() -> None:
     assert store({"store_type": "FileStore"}).grade is Grade.BAD
     assert store({"store_type": "SqlStore"}).grade is Grade.FINE
     assert store(None).grade is Grade.NOTE
+
+
+@pytest.mark.parametrize(
+    ("place", "stores", "grade", "says"),
+    [
+        ("mlflow-artifacts:/0", (), "fine", "through the server"),
+        ("s3://bucket/0", ("s3://bucket",), "fine", "past the server"),
+        ("s3://bucket/0", (), "warning", "MLFERRY_STORES"),
+        ("abfss://x@y/0", ("abfss://x@y",), "fine", "past the server"),
+        ("/srv/mlflow/0", (), "warning", "--serve-artifacts"),
+    ],
+)
+def test_artifacts_past_the_server_need_a_place_that_is_allowed(
+    place: str, stores: tuple[str, ...], grade: str, says: str
+) -> None:
+    check = artifacts({"experiment": {"artifact_location": place}}, stores)
+    assert check.grade.value == grade
+    assert says in f"{check}"
+
+
+def test_artifacts_past_the_server_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check = artifacts({"experiment": {"artifact_location": "s3://bucket/0"}}, ("s3://bucket",))
+    assert "boto3 is missing" in check.says
 
 
 def test_a_server_that_is_away_is_a_failure_and_the_exit_code_says_so(spool: Path, mlferry: Mlferry) -> None:
