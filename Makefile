@@ -49,6 +49,10 @@ tools:
 	$(call need,ldconfig -p | grep libfuse,libfuse3-3,tests of files that are seen late)
 	$(call need,command -v valgrind,valgrind,the test that counts the instructions of a logging call)
 	$(call need,command -v chromium,chromium,tests that look at pages in a browser)
+	$(call need,command -v rsync,rsync,a test that copies a spool)
+	$(call need,test -x /usr/sbin/nginx && command -v openssl,nginx-light openssl,tests that deliver through nginx)
+	$(call need,test -x /usr/sbin/slurmctld && test -x /usr/sbin/munged,slurm-wlm munge,tests on a Slurm cluster)
+	$(call need,ls /usr/lib/postgresql/*/bin/initdb,postgresql,tests of a server on PostgreSQL)
 # promtool alone: its package would start a server.
 	@command -v promtool >/dev/null || test -x $(BIN)/promtool \
 	  || { to=$$(mktemp -d) && cd "$$to" && { [ "$$(id -u)" != 0 ] || apt-get update -qq; } && apt-get download -qq prometheus \

@@ -21,7 +21,7 @@ DOCUMENTS = [
     *sorted((REPOSITORY / "docs").glob("*.md")),
     REPOSITORY / "systemd" / "README.md",
 ]
-EXAMPLES = [path for path in sorted((REPOSITORY / "examples").iterdir()) if path.is_file()]
+EXAMPLES = [path for path in sorted((REPOSITORY / "examples").rglob("*")) if path.is_file() and path.suffix != ".pyc"]
 UNITS = [*(REPOSITORY / "systemd").rglob("*.service")]
 SOURCES = [path for package in tables.PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
 
@@ -169,3 +169,9 @@ def test_each_attack_and_each_fault_has_tests_that_exist(document: str, head: st
     assert len(named) >= 10
     assert not [row for row, tests in named.items() if not tests]
     assert not [f"{path}::{name}" for tests in named.values() for path, name in tests if not has_test(path, name)]
+
+
+def test_every_test_that_stands_behind_a_place_exists() -> None:
+    named = re.findall(r"`(tests/[^`:]+)`", (REPOSITORY / "docs/places.md").read_text(encoding="utf-8"))
+    assert len(named) >= 10
+    assert not [path for path in named if not (REPOSITORY / path).exists()]
