@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope
 # Without byte code every subprocess of the crash and e2e tests compiles mlflow's imports anew (seconds each).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test setup lint format unit house docs crash e2e oracle fuzz corpus simulate chaos soak long bench demo clean tools
+.PHONY: test setup lint format unit house docs crash e2e oracle fuzz corpus simulate chaos soak long bench performance demo clean tools
 
 # A test that meets a hiccup of the machine is run once more, and the summary shows how it failed: that is a defect, too, of the
 # test or worse. More than RERUNS of them a worker are none of the machine's; RERUNS=0 allows none.
@@ -109,8 +109,14 @@ corpus: $(STAMP)  ## look for inputs that reach code which none of tests/fuzz/co
 long: $(STAMP) tools  ## the variations that `make test` leaves out
 	@$(PYTEST) -m long
 
+# Not measured by `make bench`: parts, the report, and the comparison with other systems, which installs them (gigabytes).
+NO_BENCH := results report peers
+
 bench: $(STAMP)  ## every benchmark, one after the other, on an otherwise quiet machine
-	@for bench in benchmarks/*.py; do echo "== $$bench"; $(BIN)/python "$$bench"; done
+	@for bench in $(filter-out $(NO_BENCH:%=benchmarks/%.py),$(wildcard benchmarks/*.py)); do echo "== $$bench"; $(BIN)/python "$$bench"; done
+
+performance: $(STAMP)  ## docs/performance.md and its plots, of what the benchmarks left in benchmarks/results
+	@$(BIN)/python benchmarks/report.py
 
 demo: $(STAMP)  ## train offline, then deliver to an MLflow server of its own
 	@$(BIN)/mlferry demo

@@ -9,9 +9,7 @@ metric stored, in a spool on a temporary directory.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,6 +17,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks import results  # noqa: E402
 
 #: What MLflow has imported of the standard library by the time that it loads its plugins.
 ENTRY = "import contextlib, importlib, typing, warnings"
@@ -61,8 +62,23 @@ def main() -> None:
     for name, times in taken.items():
         print(f"{name:32}{statistics.median(times):8.1f} ms  (from {min(times):.1f} to {max(times):.1f})")
     if given.json:
-        rows = [{"name": name, "median_ms": statistics.median(times), "ms": times} for name, times in taken.items()]
-        given.json.write_text(json.dumps({"rows": rows, "python": platform.python_version()}, indent=1))
+        record(given.json, taken)
+
+
+def record(path: Path, taken: dict[str, list[float]]) -> None:
+    results.write(
+        path,
+        "import_time",
+        "What `import mlferry` and the first run cost a process.",
+        columns={"name": "", "ms": "median (CPU ms)", "ms_p10": "p10", "ms_p90": "p90"},
+        rows=[{"name": name, **results.spread(times, "ms")} for name, times in taken.items()],
+        plot={"kind": "bar", "x": "name", "y": ["ms"]},
+        notes=[
+            f"Medians of {len(next(iter(taken.values())))} fresh processes each, which take turns; the start of Python "
+            "itself is not counted, and bytecode is cached before.",
+            "First run: from the import to the first metric stored.",
+        ],
+    )
 
 
 if __name__ == "__main__":
