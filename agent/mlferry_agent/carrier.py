@@ -1,7 +1,7 @@
-"""Carries a whole spool to one server: which runs have news, how many are delivered at once, when to look again.
+"""Carries a whole spool to one server: how many runs are delivered at once, in which order, when to look again.
 
-Owns the runs' tasks. A run with news gets a task that ends when the run is caught up; so curves of small runs stay live
-while a large one drains, and a run that fails stops only itself.
+Owns the runs' tasks. A run with news (``news`` tells which have any) gets a task that ends when the run is caught up; so
+curves of small runs stay live while a large one drains, and a run that fails stops only itself.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from mlferry_agent.answers import printable
 from mlferry_agent.courier import Courier
 from mlferry_agent.deletions import Deletions
 from mlferry_agent.deliveries import Delivery
-from mlferry_agent.discovery import STORE, RunLog, discover, signature
+from mlferry_agent.discovery import STORE, RunLog, Runs, discover
 from mlferry_agent.errors import AgentError, RunDelayed, RunGone
 from mlferry_agent.feeds import Feed
 from mlferry_agent.identity import Identity
 from mlferry_agent.lanes import Lane, LaneQueue
 from mlferry_agent.ledger import Ledger, WriterRow
 from mlferry_agent.models import Models
+from mlferry_agent.news import News
 from mlferry_agent.store_delivery import StoreDelivery
 from mlferry_agent.terms import Terms
 from mlferry_spool.catalogue import Catalogue
-from mlferry_spool.liveness import Lock, probe
 from mlferry_spool.records import ModelStart, Open
 
 __all__ = ["Carrier", "Work"]
@@ -42,16 +42,14 @@ _log = logging.getLogger("mlferry.agent")
 _MAX_ACTIVE_RUNS = 32
 
 #: Seconds between two looks at the whole spool, whatever events say (Prometheus' WAL watcher uses the same). In a spool so
-#: large that a look takes long, looks are rarer, and take at most this share of the time.
+#: large that a look takes long, looks are rarer, and take at most this share of the time. After an event only what is new in
+#: the spool is looked for.
 #: Beyond: what no event told is seen at the next look.
 #: Test: tests/unit/agent/test_carrier.py::test_looks_at_everything_are_rarer_the_longer_they_take
 _FULL_SCAN_S, _SCAN_SHARE = 15.0, 0.05
 
 #: Runs that are looked at before others get the event loop.
 _RUNS_A_BREATH = 20
-
-#: Signature of a run's logs, and whether a writer holds its lock.
-_Look = tuple[tuple[tuple[str, int, int], ...], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +87,16 @@ class Carrier:
         self._deletions = Deletions(ledger, self._identity, terms.deleted)
         self._catalogue = Catalogue(root)
         self._models = Models(ledger, courier, self._identity, self._start_of)
-        self._store = StoreDelivery(root, ledger, courier, self._identity, self._models, on_progress)
+        self._store = StoreDelivery(
+            root, ledger, courier, self._identity, self._models, on_progress, local_disk=terms.local_disk
+        )
+        self._spool = Runs(root)
         self._runs: dict[str, RunLog] = {}
-        self._seen: dict[str, _Look] = {}
-        self._open: set[str] = set()
-        self._foreign: set[str] = set()
+        self._news = News(ledger, terms)
         self._delayed: dict[str, str] = {}
         self._due: dict[str, RunLog] = {}
         self._active: dict[str, asyncio.Task[None]] = {}
-        self._scanned_at = self._searched_at = -math.inf
+        self._scanned_at = self._listed_at = self._searched_at = -math.inf
         self._scan_took_s, self._asked = 0.0, False
         self._failure: AgentError | None = None
         self.blind: str | None = None
@@ -108,8 +107,9 @@ class Carrier:
         Raises:
             GaveUp, Misconfigured, LedgerUnusable: the first of them; no further run was begun after it.
         """
-        self._due = {run.run_id: run for run in runs}
-        self._runs.update(self._due)
+        wanted = {run.run_id: run for run in runs}
+        self._runs = {**self._runs, **wanted}
+        self._due = {run_id: run for run_id, run in wanted.items() if not self._news.is_settled(run)}
         self._start_store()
         self._start()
         while self._active:
@@ -122,16 +122,17 @@ class Carrier:
             await self._store.settle()
 
     async def look(self, *, everywhere: bool) -> None:
-        """Begin to deliver every run with news. ``everywhere``: look for new runs and writers too, if it is not too soon
-        after the last time."""
+        """Begin to deliver every run with news. ``everywhere``: look for new runs too, if it is not too soon after the last
+        time."""
         began = time.monotonic()
         self._asked |= everywhere
         everywhere = self._may_scan(began)
-        if everywhere:
-            await self._scan()
+        new = await self._list() if everywhere or self._may_list(began) else []
         if STORE not in self._active and (everywhere or STORE not in self._delayed) and self._store.has_news():
             self._start_store()
-        for count, run_id in enumerate([*self._runs] if everywhere else [*self._open], 1):
+        changed = await asyncio.to_thread(self._news.changed) if everywhere else []
+        again = self._delayed if everywhere else ()
+        for count, run_id in enumerate([*self._news.open, *new, *changed, *again], 1):
             run = self._runs.get(run_id)
             if run is not None and run_id not in self._active and self._has_news(run, everywhere):
                 self._due.setdefault(run_id, run)
@@ -163,46 +164,41 @@ class Carrier:
 
     def work(self) -> Work:
         """What is in hand. The lists are the caller's."""
-        names = self._active | self._due | dict.fromkeys(self._open) | self._delayed
+        names = self._active | self._due | dict.fromkeys(self._news.open) | self._delayed
         runs = [run for name in names if (run := self._runs.get(name)) is not None]
         return Work(runs, frozenset(self._active), dict(self._delayed), self.blind)
 
-    # -- which runs have news -------------------------------------------------------------------------------------------
+    # -- when to look where -----------------------------------------------------------------------------------------------
 
     def _may_scan(self, now: float) -> bool:
-        pause = self._scan_took_s / _SCAN_SHARE
-        return now - self._scanned_at >= (pause if self._asked else max(_FULL_SCAN_S, pause))
+        return now - self._scanned_at >= max(_FULL_SCAN_S, self._scan_took_s / _SCAN_SHARE)
 
-    async def _scan(self) -> None:
-        self._asked = False
+    def _may_list(self, now: float) -> bool:
+        return self._asked and now - max(self._listed_at, self._scanned_at) >= self._scan_took_s / _SCAN_SHARE
+
+    async def _list(self) -> list[str]:
+        """Look for runs that came or went; those that were not looked at yet, as they are now, are returned."""
+        self._asked, before = False, self._runs
         try:
-            self._runs = {run.run_id: run for run in await asyncio.to_thread(discover, self._root)}
+            self._runs = await asyncio.to_thread(self._spool.look)
             self.blind = None
         except OSError as error:
             self.blind = f"the spool cannot be read: {error}"
-        gone = self._seen.keys() - self._runs.keys()
-        for run_id in gone:
-            del self._seen[run_id]
-        self._open &= self._runs.keys()
-        self._foreign &= self._open
-        self._delayed = {
-            run_id: said for run_id, said in self._delayed.items() if run_id in self._runs or run_id == STORE
-        }
+        self._listed_at = time.monotonic()
+        if self._runs is not before:
+            self._news.keep(self._runs, before)
+            kept = (*self._runs, STORE)
+            self._delayed = {run_id: said for run_id, said in self._delayed.items() if run_id in kept}
+        return self._news.unseen(self._runs)
 
     def _has_news(self, run: RunLog, everywhere: bool) -> bool:
-        """Growth and the death of a writer are news at once; silence, and what was delayed, at a look everywhere."""
+        """What was delayed is tried again at a look everywhere."""
         if run.run_id in self._delayed:
             return everywhere
         try:
-            found = self._look_at(run)
+            return self._news.of(run, everywhere=everywhere)
         except OSError:
             return everywhere  # the delivery will say what is wrong
-        return found != self._seen.get(run.run_id) or (everywhere and run.run_id in self._open and not found[1])
-
-    def _look_at(self, run: RunLog) -> _Look:
-        """Raises OSError."""
-        may_live = run.run_id in self._open and run.run_id not in self._foreign
-        return signature(run), may_live and any(probe(writer) is Lock.HELD for writer in run.writers())
 
     # -- delivering them ------------------------------------------------------------------------------------------------
 
@@ -243,10 +239,10 @@ class Carrier:
 
     async def _carry(self, run: RunLog) -> None:
         try:
-            self._seen[run.run_id] = self._look_at(run)
+            self._news.note(run)
             await self._deliver(run)
             self._delayed.pop(run.run_id, None)
-            self._remember(run)
+            self._news.was_delivered(run)
         except RunDelayed as error:
             self._delay(run, error.reason)
         except AgentError as error:
@@ -272,21 +268,6 @@ class Carrier:
         terms = terms or self._terms
         parts = (self._ledger, self._courier, self._identity, self._models)
         return Delivery(run, *parts, terms, on_progress, self._store.catch_up)
-
-    def _remember(self, run: RunLog) -> None:
-        row = self._ledger.run(run.run_id)
-        if row is None or row.in_doubt or (row.end_time is None and row.parked is None and row.given_up is None):
-            self._open.add(run.run_id)
-            self._remember_where(run)
-        else:
-            self._open.discard(run.run_id)
-
-    def _remember_where(self, run: RunLog) -> None:
-        """Of a writer under another kernel silence tells, also where its lock is seen: it must be listened for."""
-        here = self._terms.machine.boot_id
-        openings = [row.opening for row in self._ledger.writers(run.run_id).values()]
-        is_foreign = any(opening is not None and opening.get("boot_id") != here for opening in openings)
-        (self._foreign.add if is_foreign else self._foreign.discard)(run.run_id)
 
     def _delay(self, run: RunLog, reason: str, defect: Exception | None = None) -> None:
         """Say it once, and try again at the next look everywhere."""

@@ -20,9 +20,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from mlferry_agent.courier import Courier
-from mlferry_agent.discovery import STORE, RunLog, signature
+from mlferry_agent.discovery import STORE, RunLog, signature, written
 from mlferry_agent.errors import NotProxied, RecordRefused, RunParked, UndeliverableName, Unencodable, UnreadableFile
 from mlferry_agent.experiments import Experiments
+from mlferry_agent.glances import Glance
 from mlferry_agent.identity import Identity
 from mlferry_agent.ledger import Ledger, Quarantined, WriterRow
 from mlferry_agent.models import Models, settled
@@ -97,6 +98,7 @@ class StoreDelivery:
 
     Args:
         on_progress: called with ``STORE`` and the number of records just acknowledged.
+        local_disk: no other machine writes to the spool.
     """
 
     def __init__(
@@ -107,7 +109,10 @@ class StoreDelivery:
         identity: Identity,
         models: Models,
         on_progress: Callable[[str, int], None] = lambda run_id, records: None,
+        *,
+        local_disk: bool = False,
     ) -> None:
+        self._local_disk = local_disk
         self._store = RunLog(STORE, (store_directory(root),))
         self._ledger = ledger
         self._catalogue = catalogue = Catalogue(root)
@@ -122,6 +127,8 @@ class StoreDelivery:
         self._turn = asyncio.Lock()
         self._logs: list[_Log] = []
         self._seen: object = ()
+        self._glance: Glance | None = None
+        self._over: frozenset[str] = frozenset()
         self._prompts: tuple[int, set[str]] = (-1, set())
         self._again_at = math.inf
         self._waits = False
@@ -130,10 +137,15 @@ class StoreDelivery:
         """Whether something was written since the last pass, or could not be read in it, and a while has passed."""
         if time.monotonic() >= self._again_at:
             return True
+        if self._glance is not None and self._glance.holds():
+            return False
         try:
-            return signature(self._store) != self._seen
+            self._glance = Glance.of(self._store, self._over, local_disk=self._local_disk)
+            is_news = signature(self._store) != self._seen
         except OSError:
-            return True
+            is_news = True
+        self._glance = None if is_news else self._glance
+        return is_news
 
     async def catch_up(self) -> None:
         """``deliver`` if there is anything new."""
@@ -169,10 +181,14 @@ class StoreDelivery:
 
     def _open(self) -> None:
         self._logs, self._waits = [], False
-        known = self._ledger.writers(STORE)
+        known, over = self._ledger.writers(STORE), set()
         for directory in self._store.writers():
             row = known.get(directory.name) or WriterRow(STORE, directory.name)
-            self._logs.append(_Log(row, LogReader(directory, row.cursor)))
+            if _is_over(row, directory):
+                over.add(row.writer_id)
+            else:
+                self._logs.append(_Log(row, LogReader(directory, row.cursor)))
+        self._over = frozenset(over)
 
     def _next(self) -> _Log | None:
         """The log whose next record is the oldest."""
@@ -344,6 +360,12 @@ class StoreDelivery:
             self._ledger.quarantine(
                 Quarantined(STORE, log.row.writer_id, entry.offset, action, quarantine_name(name), reason)
             )
+
+
+def _is_over(row: WriterRow, directory: Path) -> bool:
+    """Whether a log has ended, and everything in it is settled."""
+    at_its_end = (row.writer_id, row.cursor.segment, row.cursor.byte)
+    return row.finished and row.trouble is None and written(directory) == at_its_end
 
 
 def _prompts(operations: list[RegistryOperation]) -> set[str]:

@@ -1,27 +1,26 @@
-"""Wakes the agent when something new begins in a spool: a run, a writer, a segment. A hint only; polling finds all.
+"""Wakes the agent when a run begins in a spool. A hint only; polling finds all.
 
-Only creations are watched (watchdog's event filter sets the inotify mask), so a trainer that logs a thousand points a
-second wakes nobody; growth of known files is polled. On network file systems events do not arrive and nothing is watched.
+One directory is watched, however many runs there are, and of it only what comes (watchdog's event filter sets the inotify
+mask): a trainer that logs a thousand points a second wakes nobody. What happens within a run is polled. On network file
+systems events do not arrive and nothing is watched.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from pathlib import Path
 
-from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
+from watchdog.events import DirCreatedEvent, DirMovedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
 from mlferry_agent.filesystems import is_local
-from mlferry_spool.layout import BLOBS
 
 __all__ = ["Wakeups"]
 
 
 class Wakeups(FileSystemEventHandler):
-    """An asyncio event that is set when the spool at ``root`` changes shape."""
+    """An asyncio event that is set when a run comes into the spool at ``root``."""
 
     def __init__(self, root: Path, loop: asyncio.AbstractEventLoop) -> None:
         self._root = root
@@ -35,11 +34,11 @@ class Wakeups(FileSystemEventHandler):
         runs = self._root / "runs"
         if self.watching or self._refused or not runs.is_dir() or not is_local(runs):
             return
-        kinds: list[type[FileSystemEvent]] = [DirCreatedEvent, FileCreatedEvent, FileMovedEvent]
-        # Out of inotify watches or descriptors: polling does without. Asking again would walk the whole spool each time.
+        kinds: list[type[FileSystemEvent]] = [DirCreatedEvent, DirMovedEvent]
+        # Out of inotify watches or descriptors: polling does without.
         self._refused = True
         with contextlib.suppress(OSError):
-            self._observer.schedule(self, str(runs), recursive=True, event_filter=kinds)
+            self._observer.schedule(self, str(runs), recursive=False, event_filter=kinds)
             self._observer.start()
             self.watching, self._refused = True, False
             self.wake()  # what began before the watch, in a spool that was not there yet, told nobody
@@ -50,8 +49,6 @@ class Wakeups(FileSystemEventHandler):
             self._observer.join()
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        if Path(os.fsdecode(event.src_path)).parent.name == BLOBS:
-            return  # a blob is news only when a record names it
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self.wake)
 

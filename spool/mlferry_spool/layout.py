@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ __all__ = [
     "store_directory",
     "writer_directories",
     "writer_name",
+    "writer_names",
 ]
 
 BLOBS = "blobs"
@@ -102,7 +104,16 @@ def run_directories(root: Path) -> Iterator[Path]:
 
 def writer_directories(run: Path) -> Iterator[Path]:
     """Every writer's directory in a run (or in the store), in order of start time."""
-    yield from _children(run, lambda name: name != BLOBS and is_name(name))
+    yield from _children(run, _is_writer)
+
+
+def writer_names(run: str | Path) -> list[str]:
+    """The same, by their names."""
+    return _names(run, _is_writer)
+
+
+def _is_writer(name: str) -> bool:
+    return name != BLOBS and is_name(name)
 
 
 def store_directory(root: Path) -> Path:
@@ -132,10 +143,14 @@ def _utc(time_ms: int) -> str:
 
 
 def _children(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
+    for name in _names(directory, wanted):
+        yield directory / name
+
+
+def _names(directory: str | Path, wanted: Callable[[str], bool]) -> list[str]:
+    """The directories in a directory, no links; none if it is not there. Raises OSError."""
     try:
-        names = sorted(entry.name for entry in directory.iterdir())
+        with os.scandir(directory) as entries:
+            return sorted(entry.name for entry in entries if wanted(entry.name) and entry.is_dir(follow_symlinks=False))
     except (FileNotFoundError, NotADirectoryError):
-        return
-    for name in names:
-        if wanted(name) and (directory / name).is_dir() and not (directory / name).is_symlink():
-            yield directory / name
+        return []

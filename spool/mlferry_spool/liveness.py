@@ -81,7 +81,8 @@ def _take(fd: int) -> None:
 def probe(directory: Path) -> Lock:
     """Whether some process holds the writer's lock. It is taken shared for an instant and never waited for."""
     try:
-        fd = os.open(directory / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        # A text, since an agent asks of a hundred writers twice a second.
+        fd = os.open(f"{directory}/{LOCK}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return Lock.UNKNOWN
     try:

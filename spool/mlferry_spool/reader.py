@@ -220,7 +220,7 @@ class LogReader:
         return lost if missing or end - start >= OVERHEAD + len(pack(SegmentEnd(offset))) else None
 
 
-def segment_offsets(directory: Path) -> list[int]:
+def segment_offsets(directory: str | Path) -> list[int]:
     """Offsets of the segments in a writer's directory, ascending."""
     try:
         names = os.listdir(directory)

@@ -218,7 +218,7 @@ async def test_a_writer_elsewhere_that_grows_stale_is_closed_though_nothing_chan
     with bench.carrier() as carrier:
         await look(carrier)
         assert bench.server.run_of(run.run_id).status == "RUNNING"
-        carrier._terms = Terms(stale_after_s=-1.0, local_disk=False, machine=ELSEWHERE)
+        carrier._terms = carrier._news.terms = Terms(stale_after_s=-1.0, local_disk=False, machine=ELSEWHERE)
         if not is_lock_seen:
             _release(run)
         with scanning(carrier):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from watchdog.events import FileCreatedEvent, FileSystemEvent
+from watchdog.events import FileSystemEvent
 
 from mlferry_agent.filesystems import file_system, is_local
 from mlferry_agent.notify import Notifier
@@ -97,13 +97,13 @@ def spool(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_a_new_writer_or_segment_wakes_the_agent(spool: Path) -> None:
+async def test_a_new_run_wakes_the_agent(spool: Path) -> None:
     wakeups = Wakeups(spool, asyncio.get_running_loop())
     wakeups.start()
     try:
         assert wakeups.watching
         assert await wakeups.wait(0)  # what began before it watched is news too
-        (spool / "runs" / "run" / "w" / "0.seg").touch()
+        (spool / "runs" / "another").mkdir()
         assert await wakeups.wait(60)
     finally:
         wakeups.stop()
@@ -121,7 +121,7 @@ class _Noting(Wakeups):
         super().on_any_event(event)
 
 
-async def test_growth_wakes_nobody(spool: Path) -> None:
+async def test_what_happens_within_a_run_wakes_nobody(spool: Path) -> None:
     segment = spool / "runs" / "run" / "w" / "0.seg"
     segment.touch()
     wakeups = _Noting(spool, asyncio.get_running_loop())
@@ -130,6 +130,8 @@ async def test_growth_wakes_nobody(spool: Path) -> None:
         assert await wakeups.wait(0)
         with segment.open("ab") as file:
             file.write(b"x")
+        (spool / "runs" / "run" / "w" / "1.seg").touch()
+        (spool / "runs" / "run" / "another writer").mkdir()
         (spool / "runs" / "last").mkdir()  # events come in order: when this one is here, the others were
         assert await wakeups.wait(60)
     finally:
@@ -137,14 +139,16 @@ async def test_growth_wakes_nobody(spool: Path) -> None:
     assert set(wakeups.names) == {"last"}
 
 
-async def test_a_blob_wakes_nobody_and_a_segment_does(spool: Path) -> None:
+async def test_a_run_that_is_moved_into_the_spool_wakes_the_agent(spool: Path) -> None:
+    (spool / "imported").mkdir()
     wakeups = Wakeups(spool, asyncio.get_running_loop())
-    wakeups.on_any_event(FileCreatedEvent(str(spool / "runs" / "run" / "blobs" / "b")))
-    await asyncio.sleep(0)
-    assert not await wakeups.wait(0)
-    wakeups.on_any_event(FileCreatedEvent(str(spool / "runs" / "run" / "w" / "0.seg")))
-    await asyncio.sleep(0)
-    assert await wakeups.wait(0)
+    wakeups.start()
+    try:
+        assert await wakeups.wait(0)
+        (spool / "imported").rename(spool / "runs" / "imported")
+        assert await wakeups.wait(60)
+    finally:
+        wakeups.stop()
 
 
 async def test_a_spool_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
