@@ -16,11 +16,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlferry_agent.closing import WriterFacts, verdict
 from mlferry_agent.discovery import RunLog, signature
+from mlferry_agent.feeds import opening_from
 from mlferry_agent.glances import Glance, delivered, is_caught_up
 from mlferry_agent.ledger import Ledger, RunRow, WriterRow
 from mlferry_agent.terms import Terms
 from mlferry_spool.liveness import Lock, probe
+from mlferry_spool.records import RunEnd
 from mlferry_spool.tailer import Cursor
 
 __all__ = ["News"]
@@ -158,5 +161,18 @@ def _is_over(writer: WriterRow) -> bool:
 
 
 def _silent_since(writers: Mapping[str, WriterRow]) -> float:
-    """The oldest last sign of life of those that may still give one, Unix milliseconds."""
-    return min((writer.last_sign for writer in writers.values() if not writer.finished), default=math.inf)
+    """The oldest last sign of life of those that may still give one, Unix milliseconds; never, where none may and the run
+    stays open all the same, as its program left it. Whose end was seen only after it was found alive is not done with."""
+    silent = [writer.last_sign for writer in writers.values() if not writer.finished]
+    if silent:
+        return min(silent)
+    facts = [
+        WriterFacts(opening_from(writer.opening), _ending(writer), True, writer.last_sign, False, writer.in_order)
+        for writer in writers.values()
+        if writer.opening is not None
+    ]
+    return math.inf if facts and verdict(facts).end_time is None else -math.inf
+
+
+def _ending(writer: WriterRow) -> RunEnd | None:
+    return None if writer.ending is None else RunEnd(*writer.ending)

@@ -16,6 +16,7 @@ from tests.spooling import SpooledRun
 
 from mlferry_agent import glances, news
 from mlferry_agent.carrier import Carrier
+from mlferry_agent.deliveries import Delivery
 from mlferry_agent.discovery import RunLog, Runs, discover
 from mlferry_agent.glances import Glance, delivered
 from mlferry_agent.ledger import Ledger, Quarantined
@@ -240,6 +241,19 @@ async def test_a_run_that_waits_for_nothing_is_not_looked_at_for_ever(bench: Wor
         assert await deliveries(carrier) == []
         assert run.run_id in carrier._news.open
     assert bench.server.run_of(run.run_id).status == "RUNNING"
+
+
+async def test_a_run_whose_end_was_seen_only_after_it_was_found_alive_is_closed(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ended(bench)
+    with monkeypatch.context() as late, bench.carrier() as carrier:
+        late.setattr(Delivery, "_lives", lambda self, feed: True)
+        await deliveries(carrier)
+        assert bench.server.run_of(run.run_id).status == "RUNNING"
+        late.undo()
+        assert await deliveries(carrier) == [run.run_id]
+    assert apart(bench.server, run.logged) == []
 
 
 async def test_a_torn_tail_is_read_again_at_every_look_until_it_is_whole(bench: Workbench) -> None:
