@@ -33,10 +33,19 @@ class Postgres:
         """The address of a database of it, for SQLAlchemy and MLflow."""
         return f"{driver}://{_USER}@/{database}?host={self.folder}"
 
-    def create(self, database: str) -> str:
-        """Make an empty database; returns its address."""
-        self.sql("postgres", f'CREATE DATABASE "{database}"')
+    @property
+    def pid(self) -> int:
+        """The process of which all the cluster's others are children."""
+        return int((self.folder / "data/postmaster.pid").read_text().split()[0])
+
+    def create(self, database: str, template: str = "template0") -> str:
+        """Make a database, empty or a copy of another; returns its address."""
+        self.sql("postgres", f'CREATE DATABASE "{database}" TEMPLATE "{template}"')
         return self.uri(database)
+
+    def drop(self, database: str) -> None:
+        """Delete a database, whoever has it open."""
+        self.sql("postgres", f'DROP DATABASE "{database}" WITH (FORCE)')
 
     def sql(self, database: str, statement: str) -> list[tuple[str, ...]]:
         """Rows, as texts."""
@@ -75,7 +84,7 @@ def cluster() -> Iterator[Postgres]:
         as_user = _as_somebody(folder)
         data = folder / "data"
         _run(as_user, [at / "initdb", "-D", data, "-U", _USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"])
-        options = f"-k {folder} -c listen_addresses='' -c fsync=off -c synchronous_commit=off"
+        options = f"-k {folder} -c listen_addresses='' -c fsync=off -c synchronous_commit=off -c shared_buffers=256MB"
         log = folder / "log"
         _run(as_user, [at / "pg_ctl", "-D", data, "-l", log, "-o", options, "-w", "-t", "120", "start"])
         try:

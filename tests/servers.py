@@ -74,13 +74,19 @@ class MlflowServer:
         extra_args: Sequence[str] = (),
         extra_env: Mapping[str, str] | None = None,
         certificate: Path | None = None,
+        backend: str | None = None,
+        workers: int = 1,
     ) -> None:
-        """``certificate``: with it the server speaks TLS, and only to those who show it themselves."""
+        """``certificate``: with it the server speaks TLS, and only to those who show it themselves. ``backend``: the address
+        of another database than SQLite, one that MLflow has set up; what reads the database here does not read that."""
         self.root = root
         self.port = free_port()
         self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
         self.tls = None if certificate is None else client_context(certificate)
         self.database = root / "mlflow.sqlite"
+        self.pid = 0
+        self._backend = backend
+        self._workers = workers
         self.artifact_root = root / "artifacts"
         self.log = root / "server.log"
         self._extra_args = (*extra_args, *_over_tls(certificate))
@@ -97,12 +103,13 @@ class MlflowServer:
     def start(self) -> None:
         """Start on the existing data, or on an empty database, and wait until `/health` answers."""
         self.root.mkdir(parents=True, exist_ok=True)
-        if not self.database.exists():
+        if self._backend is None and not self.database.exists():
             shutil.copyfile(template_database(), self.database)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command(), env=self._environ(), stdout=log, stderr=log, cwd=self.root, start_new_session=True
             )
+        self.pid = self._process.pid
         self._wait_until_healthy(self._process)
 
     def stop(self) -> None:
@@ -202,7 +209,7 @@ class MlflowServer:
     def _command(self) -> list[str]:
         return [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.database}"),
+            *("--workers", str(self._workers), "--backend-store-uri", self._backend or f"sqlite:///{self.database}"),
             *("--artifacts-destination", str(self.artifact_root), "--serve-artifacts"),
             *self._extra_args,
         ]

@@ -2,6 +2,11 @@
 
 Owns the runs' tasks. A run with news (``news`` tells which have any) gets a task that ends when the run is caught up; so
 curves of small runs stay live while a large one drains, and a run that fails stops only itself.
+
+Where many runs are live, what the server takes is a number of requests a second, and what a run may have is one of them a
+round. So no more runs are begun than may have a request on its way, and one to be ready: a run that waits has not been read
+yet, and when its turn comes everything goes that was logged meanwhile. Read at once, all of them would wait with what they
+read, and what was logged while they did would wait for a second turn.
 """
 
 from __future__ import annotations
@@ -41,12 +46,23 @@ _log = logging.getLogger("mlferry.agent")
 #: Test: tests/unit/agent/test_carrier.py::test_a_spool_of_many_runs_is_delivered_a_few_at_a_time
 _MAX_ACTIVE_RUNS = 32
 
+#: Seconds after which a run counts as begun, whether or not anything of it was acknowledged: a request that the server sits
+#: on must not keep others from being tried.
+#: Beyond: the next run begins.
+#: Test: tests/unit/agent/test_carrier.py::test_a_run_whose_request_hangs_holds_up_nobody_for_long
+_LONGEST_BEGINNING_S = 1.0
+
 #: Seconds between two looks at the whole spool, whatever events say (Prometheus' WAL watcher uses the same). In a spool so
 #: large that a look takes long, looks are rarer, and take at most this share of the time. After an event only what is new in
 #: the spool is looked for.
 #: Beyond: what no event told is seen at the next look.
 #: Test: tests/unit/agent/test_carrier.py::test_looks_at_everything_are_rarer_the_longer_they_take
 _FULL_SCAN_S, _SCAN_SHARE = 15.0, 0.05
+
+#: While runs grow they are looked at so many times as often as at rest, but for at most this share of the time.
+#: Beyond: what was logged is seen a little later, as it is at rest.
+#: Test: tests/unit/agent/test_carrier.py::test_growing_runs_are_looked_at_more_often_but_not_all_the_time
+_HASTE, _LOOK_SHARE = 5, 0.1
 
 #: Runs that are looked at before others get the event loop.
 _RUNS_A_BREATH = 20
@@ -96,8 +112,10 @@ class Carrier:
         self._delayed: dict[str, str] = {}
         self._due: dict[str, RunLog] = {}
         self._active: dict[str, asyncio.Task[None]] = {}
+        self._beginning: dict[str, asyncio.TimerHandle] = {}
         self._scanned_at = self._listed_at = self._searched_at = -math.inf
-        self._scan_took_s, self._asked = 0.0, False
+        self._scan_took_s, self._look_took_s, self._asked = 0.0, 0.0, False
+        self._grows = False
         self._failure: AgentError | None = None
         self.blind: str | None = None
 
@@ -125,6 +143,7 @@ class Carrier:
         """Begin to deliver every run with news. ``everywhere``: look for new runs too, if it is not too soon after the last
         time."""
         began = time.monotonic()
+        self._grows = self.is_busy
         self._asked |= everywhere
         everywhere = self._may_scan(began)
         new = await self._list() if everywhere or self._may_list(began) else []
@@ -135,16 +154,24 @@ class Carrier:
         for count, run_id in enumerate([*self._news.open, *new, *changed, *again], 1):
             run = self._runs.get(run_id)
             if run is not None and run_id not in self._active and self._has_news(run, everywhere):
+                self._grows = True
                 self._due.setdefault(run_id, run)
                 self._start()
             if not count % _RUNS_A_BREATH:
                 await asyncio.sleep(0)
+        self._look_took_s = time.monotonic() - began
         if everywhere:
             self._scanned_at = time.monotonic()
             self._scan_took_s = self._scanned_at - began
             if STORE not in self._active:
                 # Some run is always under way where many are logged: what waits for another one must not wait for all.
                 self._start_store(settle=True)
+
+    def pause_s(self, at_rest_s: float) -> float:
+        """Seconds until the next look, given how many there are between two looks while nothing grows."""
+        if not self._grows:
+            return at_rest_s
+        return min(at_rest_s, max(at_rest_s / _HASTE, self._look_took_s / _LOOK_SHARE))
 
     async def stop(self) -> None:
         """Break off what is on its way; what was acknowledged is in the ledger."""
@@ -204,8 +231,10 @@ class Carrier:
 
     def _start(self) -> None:
         """Begin with those that have waited longest, as far as there is room."""
-        while self._due and len(self._active) < _MAX_ACTIVE_RUNS:
+        while self._due and len(self._active) < _MAX_ACTIVE_RUNS and self._may_begin():
             run = self._due.pop(next(iter(self._due)))
+            due = partial(self._has_begun, run.run_id)
+            self._beginning[run.run_id] = asyncio.get_running_loop().call_later(_LONGEST_BEGINNING_S, due)
             task = asyncio.create_task(self._carry(run), name=f"deliver {run.run_id}")
             self._active[run.run_id] = task
             task.add_done_callback(partial(self._ended, run.run_id))
@@ -235,7 +264,22 @@ class Carrier:
 
     def _ended(self, run_id: str, task: asyncio.Task[None]) -> None:
         del self._active[run_id]
+        self._has_begun(run_id)
         self._start()
+
+    def _may_begin(self) -> bool:
+        return len(self._beginning) <= self._courier.gate.pace.limit
+
+    def _has_begun(self, run_id: str) -> None:
+        """Whatever a run still has to say, others may begin."""
+        timer = self._beginning.pop(run_id, None)
+        if timer is not None:
+            timer.cancel()
+            self._start()
+
+    def _note_progress(self, run_id: str, records: int) -> None:
+        self._has_begun(run_id)
+        self._on_progress(run_id, records)
 
     async def _carry(self, run: RunLog) -> None:
         try:
@@ -264,7 +308,7 @@ class Carrier:
             await self._delivery(run, replace(self._terms, deleted="quarantine")).deliver()
 
     def _delivery(self, run: RunLog, terms: Terms | None = None) -> Delivery:
-        on_progress = partial(self._on_progress, run.run_id)
+        on_progress = partial(self._note_progress, run.run_id)
         terms = terms or self._terms
         parts = (self._ledger, self._courier, self._identity, self._models)
         return Delivery(run, *parts, terms, on_progress, self._store.catch_up)

@@ -1,8 +1,8 @@
 """Sends one request until it is settled: with backoff, without a stampede, never giving up on what is transient.
 
-Owns the health of the destination. When the server does not answer, one courier at a time tries and the others wait for
-it, so that a server that comes back is not met by everything at once. What an answer means is ``answers``; how long to
-wait is ``retry``; what to do about a refusal is ``deliveries``.
+Owns the health of the destination, and the gate that lets a few requests to it at once. When the server does not answer,
+one courier at a time tries and the others wait for it, so that a server that comes back is not met by everything at once.
+What an answer means is ``answers``; how long to wait is ``retry``; what to do about a refusal is ``deliveries``.
 
 Artifact stores that are reached past the server have a health of their own: while one is away, curves stay live.
 """
@@ -20,6 +20,8 @@ from typing import BinaryIO, Protocol
 from mlferry_agent import requests
 from mlferry_agent.answers import Answer, Judgement, Verdict, classify
 from mlferry_agent.errors import GaveUp, Misconfigured, Unreachable
+from mlferry_agent.gate import Gate
+from mlferry_agent.pace import work_of
 from mlferry_agent.requests import API, ARTIFACTS, Request
 from mlferry_agent.retry import Attempts, Backoff
 
@@ -95,6 +97,7 @@ class Courier:
         sender: the transport.
         give_up_after_s: seconds without any good answer after which ``GaveUp`` is raised; None: never.
         patient: wait for a wrong configuration to be mended, instead of raising ``Misconfigured``.
+        connections: requests at once, at most; files have a bound of their own (``transport``).
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Courier:
         *,
         give_up_after_s: float | None = None,
         patient: bool = True,
+        connections: int = 4,
         backoff: Backoff | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -115,6 +119,7 @@ class Courier:
         self._rng = rng or random.Random()
         self._clock = clock
         self._sleep = sleep
+        self.gate = Gate(connections)
         self.health = Health()
         self._roads = {False: _Road(self.health), True: _Road(Health())}
 
@@ -124,7 +129,7 @@ class Courier:
         Raises:
             GaveUp: no good answer for ``give_up_after_s``. Misconfigured: the server refuses us, and not ``patient``.
         """
-        return await self._settle(request, lambda: self._sender.send(request), self._attempts())
+        return await self._settle(request, lambda: self._send(request), self._attempts())
 
     async def upload(self, request: Request, file: BinaryIO, size: int) -> Reply:
         """Send an open file until settled, each time from its beginning. Raises as ``ask``, and ``UnreadableFile``."""
@@ -137,7 +142,7 @@ class Courier:
         """One attempt at a request that must not be repeated blindly. Verdict RETRY: whether the server acted on it is
         unknown, and the wait before the next look is over. Raises as ``ask``."""
         async with self._turn(request):
-            reply = await self._attempt(request, lambda: self._sender.send(request))
+            reply = await self._attempt(request, lambda: self._send(request))
         delay = self._delay(request, reply.judgement, attempts)
         if delay is not None:
             await self._sleep(delay)
@@ -171,6 +176,18 @@ class Courier:
             return
         async with road.probe:
             yield
+
+    async def _send(self, request: Request) -> Answer:
+        async with self.gate.passed():
+            began = self._clock()
+            try:
+                answer = await self._sender.send(request)
+            except Unreachable:
+                self.gate.pace.forget()
+                raise
+            if answer.status == 200:
+                self.gate.pace.note(work_of(request.body), began, self._clock())
+            return answer
 
     async def _attempt(
         self, request: Request, send: Callable[[], Awaitable[Answer]], *, transfer: bool = False

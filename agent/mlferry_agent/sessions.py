@@ -60,7 +60,12 @@ async def open_session(
         async with Transport(
             where, max_api_connections=config.connections, max_file_connections=config.uploads
         ) as transport:
-            courier = Courier(transport, patient=patient, give_up_after_s=None if patient else config.give_up_after_s)
+            courier = Courier(
+                transport,
+                patient=patient,
+                give_up_after_s=None if patient else config.give_up_after_s,
+                connections=config.connections,
+            )
             if not patient:
                 await check_server(courier, where)
             terms = Terms(stale_after_s=config.stale_after_s, local_disk=is_local(config.dir), deleted=config.deleted)

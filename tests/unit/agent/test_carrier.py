@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from tests.fakes.registry import FakeServer
@@ -333,3 +333,68 @@ async def test_what_belongs_to_no_run_and_could_not_be_read_for_a_while_is_read_
         await look(carrier)
         assert ledger.experiment_of("7") is not None
         assert [row.trouble for row in ledger.writers(STORE).values()] == [None]
+
+
+# -- many runs that are live ---------------------------------------------------------------------------------------------
+
+
+async def test_what_is_logged_while_a_run_waits_for_its_turn_goes_with_it(bench: Workbench) -> None:
+    runs = [SpooledRun(bench.spool, "e") for _ in range(20)]
+    for run in runs:
+        run.metrics(1, {"m": 1.0})
+    last = sorted(runs, key=lambda run: run.directory.name)[-1]
+    is_first = iter([True])
+
+    def meanwhile(request: Request) -> None:
+        if "log-batch" in request.path and next(is_first, False):
+            last.metrics(2, {"m": 2.0})
+
+    bench.server.fault = meanwhile
+    with bench.carrier() as carrier:
+        await look(carrier, everywhere=True)
+    told = bench.server.run_of(last.run_id)
+    assert len(told.points) == 2
+    assert bench.server.endpoints(told.run_id).count("runs/log-batch") == 1
+
+
+class _Hanging(FakeServer):
+    """Takes everything but files, which never come to an end."""
+
+    async def upload(self, request: Request, file: BinaryIO, size: int) -> Answer:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_run_whose_request_hangs_holds_up_nobody_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlferry_agent.carrier._LONGEST_BEGINNING_S", 0.01)
+    bench = Workbench(tmp_path, _Hanging())
+    for _ in range(10):
+        run = SpooledRun(bench.spool, "e")
+        run.artifact("large", b"x")
+        run.end()
+    runs = closed_runs(bench, 3)
+    with bench.carrier() as carrier:
+        await carrier.look(everywhere=True)
+        while any(apart(bench.server, run.logged) for run in runs):  # noqa: ASYNC110 - the server sets no event
+            await asyncio.sleep(0.01)
+        await carrier.stop()
+
+
+async def test_growing_runs_are_looked_at_more_often_but_not_all_the_time(bench: Workbench) -> None:
+    run = SpooledRun(bench.spool, "e")
+    run.metrics(1, {"m": 1.0})
+    with bench.carrier() as carrier:
+        assert carrier.pause_s(0.5) == 0.5
+        await look(carrier, everywhere=True)
+        carrier._look_took_s = 0.0
+        assert carrier.pause_s(0.5) == 0.1
+        carrier._look_took_s = 0.02
+        assert carrier.pause_s(0.5) == pytest.approx(0.2)
+        carrier._look_took_s = 3.0
+        assert carrier.pause_s(0.5) == 0.5
+        for _ in range(3):  # that a writer lives is news, once
+            await look(carrier)
+        carrier._look_took_s = 0.0
+        assert carrier.pause_s(0.5) == 0.5

@@ -31,6 +31,9 @@ class Endless:
         finally:
             self.broken_off = True
 
+    def pause_s(self, at_rest_s: float) -> float:
+        return at_rest_s
+
 
 @dataclass
 class Session:
