@@ -13,6 +13,7 @@ import errno
 import io
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import IO, Any
 
 from mlferry.errors import BadMode, MlferryError
@@ -63,7 +64,7 @@ def written(
         if not file.closed:
             file.flush()
         try:
-            blob = blobs.keep(incoming, raw.finish())
+            blob = blobs.keep(incoming, raw.finish(partial(blobs.settle, incoming)))
             incoming.file.close()  # on NFS it may tell of what could not be written
         except Exception as error:
             refuse(explained(error))
@@ -98,11 +99,12 @@ class RawArtifact(io.RawIOBase):
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, 0)
 
-    def finish(self) -> Blob:
-        """What was written. Raises what has kept it from being so."""
+    def finish(self, meanwhile: Callable[[], None]) -> Blob:
+        """What was written; ``meanwhile`` is called while the digest catches up. Raises what has kept it from being so."""
         if self._failure is not None:
             raise self._failure
         assert self._digest is not None
+        meanwhile()
         return self._digest.finish()
 
     def leave(self) -> None:

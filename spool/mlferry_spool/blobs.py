@@ -118,6 +118,12 @@ class Blobs:
             with contextlib.suppress(OSError):  # after the rename there is nothing under this name
                 path.unlink()
 
+    def settle(self, copy: Incoming) -> None:
+        """Make what came in durable before it is known what it is, while somebody else finds that out. Raises OSError."""
+        copy.file.flush()
+        if self._durable:
+            os.fdatasync(copy.file.fileno())
+
     def keep(self, copy: Incoming, blob: Blob) -> Blob:
         """What came in, and is ``blob``, is complete: give it its name, or none where it is there. Raises OSError."""
         copy.file.flush()
