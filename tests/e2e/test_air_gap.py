@@ -72,7 +72,7 @@ def test_bundles_go_out_and_receipts_come_back(gap: Gap) -> None:
     gap.names[" --receipt"] = " --older-than 0 --receipt"  # of today's runs too
     gap.execute(clean)
     assert [find_run(gap.spool("inside"), run.run_id) for run in (first, second)] == [None, None]
-    assert "runs/" in gap.execute(listing)
+    assert "mlferry-bundle.json" in gap.execute(listing)
 
 
 def test_a_spool_is_copied_with_rsync(gap: Gap) -> None:
