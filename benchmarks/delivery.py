@@ -1,5 +1,5 @@
-"""How fast a backlog drains into a real MLflow server, beside the least that any client would have to send, and what CPU that
-takes beside the server's.
+"""How fast a backlog drains into a real MLflow server, beside the least that any client would have to send, and what CPU
+that takes beside the server's.
 
     python benchmarks/delivery.py [sqlite] [postgres] [--points N] [--runs N] [--rounds N] [--workers N] [--connections N]
                                   [--hot] [--rounds-file FILE] [--json FILE]

@@ -1,7 +1,7 @@
 """The daemon: looks at the spool, delivers what has news, sleeps, until it is told to stop.
 
-Idle, it wakes for a look at living runs twice a second, at the whole spool every 15 seconds, and when something begins. While
-runs grow it looks up to ten times a second.
+Idle, it wakes for a look at living runs twice a second, at the whole spool every 15 seconds, and when something begins.
+While runs grow it looks up to ten times a second.
 It runs through an unreachable server, a wrong token and a missing spool alike: it says so once, and waits.
 
 SIGHUP has it read files of configuration, credentials and certificates anew, and begin again with what they say: the same as

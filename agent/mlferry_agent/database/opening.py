@@ -67,7 +67,7 @@ class Database:
         """Give the connections back."""
         from mlflow import set_tracking_uri
 
-        set_tracking_uri(None)
+        set_tracking_uri(None)  # type: ignore[arg-type] # which it takes for "forget what was set"
         self.engine.dispose()
 
 

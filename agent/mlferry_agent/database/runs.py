@@ -146,7 +146,8 @@ class RunImport:
         if found is None:
             return None
         ours = select(tags.key, tags.value).where(tags.run_uuid == self._run.run_id, tags.key.like("mlferry.%"))
-        return _Row(*map(str, found), {str(key): str(value) for key, value in connection.execute(ours)})
+        place, lifecycle, experiment_id = map(str, found)
+        return _Row(place, lifecycle, experiment_id, {str(key): str(value) for key, value in connection.execute(ours)})
 
     def _admit(self, opening: Open, row: _Row | None) -> None:
         """Raises RunParked: the run is another's, was delivered over REST, or was deleted in the database."""
