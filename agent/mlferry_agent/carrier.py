@@ -46,8 +46,8 @@ _log = logging.getLogger("mlferry.agent")
 #: Test: tests/unit/agent/test_carrier.py::test_a_spool_of_many_runs_is_delivered_a_few_at_a_time
 _MAX_ACTIVE_RUNS = 32
 
-#: Seconds after which a run counts as begun, whether or not anything of it was acknowledged: a request that the server sits
-#: on must not keep others from being tried.
+#: Seconds after which a run counts as begun, whether or not anything of it was acknowledged: a request that the server
+#: sits on must not keep others from being tried.
 #: Beyond: the next run begins.
 #: Test: tests/unit/agent/test_carrier.py::test_a_run_whose_request_hangs_holds_up_nobody_for_long
 _LONGEST_BEGINNING_S = 1.0

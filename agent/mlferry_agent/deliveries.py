@@ -4,15 +4,17 @@ Plan synchronously, execute asynchronously: ``feeds`` read records into lanes, `
 lane, a courier carries it, and the ledger commits what was acknowledged. Here is the loop that turns these, and what is
 done about a refusal: halve until the one bad entity is found, set that aside with the server's words, go on.
 
-Two things run side by side: small requests, one at a time and in the order of the lanes, and a few file transfers. Within
-a run the server gains nothing by more (its row locks serialise), and order is what makes tags and params come out right.
+Two things run side by side: small requests, in the order of the lanes, and a few file transfers. Of a backlog of points
+several requests may be on their way (``planner`` says why that changes nothing), as many as the gate lets to the server and
+one that waits there, ready made; but only while nobody else waits there. They are acknowledged in any order, and
+noted as far as none is missing (``lanes``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +39,7 @@ from mlferry_agent.identity import Identity
 from mlferry_agent.lanes import Action, Lane, LaneQueue
 from mlferry_agent.ledger import Ledger, Quarantined, RunRow, WriterRow
 from mlferry_agent.models import Models
-from mlferry_agent.planner import Batch, Target, next_batch, next_transfer, request_for, split, texts_with_ids
+from mlferry_agent.planner import Batch, Target, next_small, next_transfer, request_for, split, texts_with_ids
 from mlferry_agent.rows import quarantine_name, shortfall
 from mlferry_agent.terms import Terms
 from mlferry_agent.translation import RUN_ID_TAG
@@ -199,11 +201,13 @@ class Delivery:
     # -- sending --------------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
-        running: dict[asyncio.Task[None], str | None] = {}
+        running: dict[asyncio.Task[None], Batch] = {}
         try:
             while True:
                 self._fill()
-                self._start(running)
+                if self._start(running):
+                    await asyncio.sleep(0)  # until it stands at the gate, where the next one sees it
+                    continue
                 if not running:
                     return
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -216,28 +220,34 @@ class Delivery:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    def _start(self, running: dict[asyncio.Task[None], str | None]) -> None:
-        """Begin what may run now: one small request, and transfers of files whose path is not on its way already."""
-        if None not in running.values():
-            ready = (lane for lane in _SMALL if lane is not Lane.MODELS or not self._awaits_files(running.values()))
-            batch = next((batch for lane in ready if (batch := next_batch(self._queues[lane])) is not None), None)
-            if batch is not None:
-                running[asyncio.create_task(self._carry(batch))] = None
-        while len(running) < _TRANSFERS + (None in running.values()):
-            busy = {path for path in running.values() if path is not None}
-            batch = next_transfer(self._queues[Lane.ARTIFACTS], busy)
-            if batch is None:
-                return
-            running[asyncio.create_task(self._carry(batch))] = batch.pieces[0].name
+    def _start(self, running: dict[asyncio.Task[None], Batch]) -> bool:
+        """Begin what may run now, if anything may: a small request, or a file whose path is not on its way."""
+        batch = self._next_small(running.values()) or self._next_transfer(running.values())
+        if batch is not None:
+            running[asyncio.create_task(self._carry(batch))] = batch
+        return batch is not None
 
-    def _awaits_files(self, on_their_way: Iterable[str | None]) -> bool:
+    def _next_small(self, on_their_way: Collection[Batch]) -> Batch | None:
+        small = [batch for batch in on_their_way if batch.lane is not Lane.ARTIFACTS]
+        gate = self._courier.gate
+        if small and (len(small) > gate.pace.limit or gate.is_waited_for):
+            return None
+        lanes = (lane for lane in _SMALL if lane is not Lane.MODELS or not self._awaits_files(on_their_way))
+        return next_small(self._queues, lanes, small)
+
+    def _next_transfer(self, on_their_way: Collection[Batch]) -> Batch | None:
+        names = {batch.pieces[0].name for batch in on_their_way if batch.lane is Lane.ARTIFACTS}
+        return None if len(names) == _TRANSFERS else next_transfer(self._queues[Lane.ARTIFACTS], names)
+
+    def _awaits_files(self, on_their_way: Collection[Batch]) -> bool:
         """Whether the next thing to say of a model is that it is ready, and files of it are not there yet."""
         queue = self._queues[Lane.MODELS]
         update = queue.ready[0].entity if queue.ready else None
         if not isinstance(update, ModelUpdate) or update.status is None:
             return False
-        names = [*on_their_way, *self._missing, *(piece.name for piece in self._queues[Lane.ARTIFACTS].ready)]
-        return any(name is not None and name.startswith(f"{update.model_id}/") for name in names)
+        files = [batch.pieces[0] for batch in on_their_way if batch.lane is Lane.ARTIFACTS]
+        names = [*(piece.name for piece in (*files, *self._queues[Lane.ARTIFACTS].ready)), *self._missing]
+        return any(name.startswith(f"{update.model_id}/") for name in names)
 
     async def _carry(self, batch: Batch) -> None:
         """Have a batch delivered, or find and set aside what stands in its way."""

@@ -23,6 +23,7 @@ import math
 import posixpath
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from mlferry_agent import limits
 from mlferry_agent.errors import Unencodable
@@ -197,6 +198,12 @@ def dumps(body: object) -> bytes:
 
 
 def _key(key: str) -> str:
+    """Runs name the same few keys again and again: checked once, a key costs a look-up."""
+    return _checked_key(key) if type(key) is str else _text(key, "key")
+
+
+@lru_cache(maxsize=4096)
+def _checked_key(key: str) -> str:
     _text(key, "key", limits.MAX_KEY_LENGTH, required=True)
     if not _KEY.match(key):
         raise Unencodable(f"key {_shown(key)}: only letters, digits, space and / . - _ : are allowed")
@@ -207,6 +214,8 @@ def _key(key: str) -> str:
 
 
 def _double(value: float) -> float | str:
+    if type(value) is float and math.isfinite(value):
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Unencodable(f"metric value is a {type(value).__name__}, not a number")
     try:
@@ -221,6 +230,8 @@ def _double(value: float) -> float | str:
 
 
 def _int64(value: int, what: str, minimum: int = limits.INT64_MIN) -> int:
+    if type(value) is int and minimum <= value <= limits.INT64_MAX:
+        return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise Unencodable(f"{what} is a {type(value).__name__}, not an integer")
     if not minimum <= value <= limits.INT64_MAX:

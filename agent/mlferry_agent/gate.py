@@ -28,6 +28,11 @@ class Gate:
         """Whether a request would go at once, and there is nobody whom it would go before."""
         return self._inside < self.pace.limit and not self._waiting
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits to be let in."""
+        return bool(self._waiting)
+
     @contextlib.asynccontextmanager
     async def passed(self) -> AsyncIterator[None]:
         """Inside. Whoever waits is let in first."""

@@ -19,7 +19,8 @@ from mlferry_spool.records import Kind, ModelUpdate
 
 __all__ = ["CONTROL", "Action", "Item", "Lane", "LaneQueue", "Piece", "lane_of"]
 
-#: What one lane may hold in memory. Records and pieces: two requests' worth of metrics. Bytes: one dataset may have 16 MB.
+#: What one lane may hold in memory. Records (all, or those of requests on their way too) and pieces that are ready: a few
+#: requests' worth of metrics. Bytes: one dataset may have 16 MB.
 #: Beyond: the log is not read on until something is acknowledged.
 #: Test: tests/unit/agent/test_lanes.py::test_many_records_or_points_or_bytes_fill_a_lane_until_they_are_settled,
 #: tests/unit/agent/test_feeds.py::test_a_long_log_is_read_only_as_fast_as_it_is_delivered

@@ -1,14 +1,14 @@
 """How many requests at once serve best, learnt by trying. Pure: fed with what came back when, never looks at a clock.
 
 Why it has to be learnt. A server on SQLite writes one batch at a time, in one process: with four on their way it does no
-more than with one, and its threads get in each other's way (about 15 % fewer points a second, and single requests that
-wait for seconds for the database's lock). A server of several processes on PostgreSQL takes nearly twice as much by two
-at once as by one. No answer tells the agent which it talks to, or how busy others keep it, so it tries.
+more than with one, and its threads get in each other's way (about 15 % fewer points a second, and single requests that wait
+for seconds for the database's lock). A server of several processes on PostgreSQL takes up to twice as much by two at once as
+by one. No answer tells the agent which it talks to, or how busy others keep it, so it tries.
 
 How. Requests are counted by windows in which the present number was used to the full. After a window, the next one is of
-half as many requests at once, or of twice as many, in turn. Fewer are kept where they serve nearly as well, more only
-where they serve clearly better: what gains nothing is left to others. A trial that gains nothing is repeated later and
-later. In quiet times nothing is learnt, and nothing depends on it.
+half as many requests at once, or of twice as many, in turn. Fewer are kept where they serve nearly as well, more only where
+they serve clearly better: what gains nothing is left to others. A trial that gains nothing is repeated later and later. In
+quiet times nothing is learnt, and nothing depends on it.
 
 The work of a request is its bytes and a fixed part, since that is what it costs a server: some 10 ms a request and 0.1 ms
 a point.

@@ -2,12 +2,19 @@
 
 One kind of entity goes in one request, because the server's log-batch is no transaction: params commit, then metrics, then
 model metrics, then tags, and a failure leaves a prefix (mlflow ``sqlalchemy_store.log_batch``). Limits are MLflow's.
+
+Within a run, order is what makes tags and params come out right, so they go one request at a time, and nothing beside them.
+Points need none: MLflow keeps them as a set, by key, time, step and value, and of each key as its latest the one that is
+greatest by (step, time, value), whenever it came (``_update_latest_metrics_if_necessary``; rows are locked in the order of
+their keys, and a deadlock is tried again by the server). So full requests of points may go side by side. But for NaN, which
+is stored as the value 0 with a mark: of a NaN and a 0 of the same step and time the one that came first stays the latest.
+And but for points of models, of which MLflow mends a repeated request badly.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -20,7 +27,7 @@ from mlferry_agent.requests import Request
 from mlferry_agent.rewriting import ID_TAGS, Ids, rewrite, rewrite_tag
 from mlferry_spool.records import RunUpdate
 
-__all__ = ["Batch", "Target", "next_batch", "next_transfer", "request_for", "split", "texts_with_ids"]
+__all__ = ["Batch", "Target", "next_batch", "next_small", "next_transfer", "request_for", "split", "texts_with_ids"]
 
 #: Bytes of JSON around the entities of a request.
 _ENVELOPE = 200
@@ -63,6 +70,31 @@ class Batch:
     @property
     def action(self) -> Action:
         return self.pieces[0].action
+
+
+def next_small(queues: Mapping[Lane, LaneQueue], lanes: Iterable[Lane], beside: Collection[Batch]) -> Batch | None:
+    """Take the next request from the first of these lanes in which something is ready; None if there is none, or if it has
+    to wait for what is on its way, ``beside``."""
+    for lane in lanes:
+        queue = queues[lane]
+        if queue.ready:
+            return next_batch(queue) if not beside or _may_go_beside(queue, beside) else None
+    return None
+
+
+def _may_go_beside(queue: LaneQueue, beside: Collection[Batch]) -> bool:
+    """Half a request costs a server nearly as much as a whole one: what is not full waits, and is fuller then."""
+    full = limits.MAX_METRICS_PER_BATCH
+    if queue.lane is not Lane.METRICS or len(queue.ready) < full:
+        return False
+    return _is_unordered(islice(queue.ready, full)) and all(_is_unordered(batch.pieces) for batch in beside)
+
+
+def _is_unordered(pieces: Iterable[Piece]) -> bool:
+    return all(
+        piece.action is Action.METRIC and "model_id" not in piece.entity and piece.entity["value"] != "NaN"
+        for piece in pieces
+    )
 
 
 def next_batch(queue: LaneQueue) -> Batch | None:
@@ -138,6 +170,8 @@ def request_for(batch: Batch, target: Target, ids: Ids) -> Request:
 
 def texts_with_ids(batch: Batch) -> Iterator[str]:
     """The texts of a batch in which MLflow writes ids: what they name must be known before ``request_for``."""
+    if batch.action is Action.METRIC and "model_id" not in batch.pieces[0].entity:
+        return  # nor have the others one: see ``_goes_with``
     for piece in batch.pieces:
         if batch.action is Action.TAG and piece.entity["key"] in ID_TAGS:
             yield str(piece.entity["value"])

@@ -59,6 +59,9 @@ class Translation:
 def translate(item: Item, record: Record) -> Translation:
     """Pieces and refusals of a record."""
     done = Translation()
+    if isinstance(record, Metrics):
+        _add_points(done, item, record)
+        return done
     for action, name, make in _wishes(record):
         try:
             entity, size = make()
@@ -73,9 +76,7 @@ Wish = tuple[Action, str, Callable[[], tuple[Any, int]]]
 
 
 def _wishes(record: Record) -> Iterator[Wish]:
-    if isinstance(record, Metrics):
-        yield from _points(record)
-    elif isinstance(record, Series):
+    if isinstance(record, Series):
         yield from _series(record)
     elif isinstance(record, Params):
         yield from ((Action.PARAM, key, _text(encoding.param, key, value)) for key, value in record.values.items())
@@ -109,9 +110,17 @@ def _model_changes(record: ModelUpdate) -> Iterator[Wish]:
         yield Action.MODEL, record.model_id, _constant(record)
 
 
-def _points(record: Metrics) -> Iterator[Wish]:
+def _add_points(done: Translation, item: Item, record: Metrics) -> None:
+    """The points of one call: without the detour by wishes, since nearly all that is delivered are these."""
+    timestamp, step = record.timestamp, record.step
+    links = {"model_id": record.model_id, "dataset_name": record.dataset_name, "dataset_digest": record.dataset_digest}
     for key, value in record.values.items():
-        yield Action.METRIC, key, _metric(record, key, value, record.timestamp, record.step)
+        try:
+            entity = encoding.metric(key, value, timestamp, step, **links)
+        except Unencodable as error:
+            done.refusals.append(Refusal(Action.METRIC.value, key, error.reason))
+        else:
+            done.pieces.append(Piece(item, Action.METRIC, key, entity, len(key.encode()) + _ENTITY_OVERHEAD))
 
 
 def _series(record: Series) -> Iterator[Wish]:
@@ -119,9 +128,7 @@ def _series(record: Series) -> Iterator[Wish]:
         yield Action.METRIC, record.key, _metric(record, record.key, value, timestamp, step)
 
 
-def _metric(
-    record: Metrics | Series, key: str, value: float, timestamp: int, step: int
-) -> Callable[[], tuple[Any, int]]:
+def _metric(record: Series, key: str, value: float, timestamp: int, step: int) -> Callable[[], tuple[Any, int]]:
     def make() -> tuple[Any, int]:
         links = {"dataset_name": record.dataset_name, "dataset_digest": record.dataset_digest}
         entity = encoding.metric(key, value, timestamp, step, model_id=record.model_id, **links)
