@@ -132,7 +132,7 @@ def _put_local(path: Path, source: Source, content: bytes | None) -> bool:
     if _has(path, source.blob if content is None else Blob(hashlib.sha256(content).digest(), len(content))):
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One name for one file, so that the next import finds the half copy of one that was killed, and nobody else is shown it.
+    # One name for one file: what an import that was killed has half copied is found by the next, and shown to nobody.
     temporary = path.parent / f"{_TEMPORARY}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}"
     temporary.unlink(missing_ok=True)
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
