@@ -32,8 +32,7 @@ def untraced(*functions: Callable[..., Any]) -> None:
 
 def stay_out() -> None:
     """Register them with torch, if the program has imported it; once."""
-    torch = sys.modules.get("torch")
-    if not _entries or torch is None:
+    if not _entries or (torch := sys.modules.get("torch")) is None:
         return
     with contextlib.suppress(Exception):  # torch promises none of this; without it, compiling takes longer
         frames = torch._C._dynamo.eval_frame

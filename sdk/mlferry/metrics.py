@@ -16,6 +16,7 @@ its number.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ _POINT: set[type] = {float, int, bool}
 _ROW: set[type] = {float, int, bool}
 
 
+@functools.lru_cache(64)
 def learn_type(kind: type) -> None:
     """A value of this type was converted. If it is a number of numpy's, the next goes the fast path."""
     if any(base.__module__ == "numpy" and base.__name__ == "generic" for base in kind.__mro__):

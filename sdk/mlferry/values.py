@@ -99,8 +99,9 @@ def later_of(value: Any) -> Later | None:
     is_cpu = getattr(value, "is_cpu", None)
     if is_cpu is not None:  # a tensor
         stay_out()
-        if not is_cpu:
-            import mlferry.devices  # noqa: F401 - it registers itself
+        if is_cpu:
+            return None
+        import mlferry.devices  # noqa: F401 - it registers itself
     for later in _laters:
         if later.takes(value):
             return later
@@ -143,7 +144,9 @@ def as_float(value: Any) -> float:
         raise BadMetric("None")
     try:
         if hasattr(value, "item"):
-            value = local(value).item()  # of a tensor with a gradient too, without making another one of it
+            if hasattr(value, "to_local"):
+                value = local(value)
+            value = value.item()  # of a tensor with a gradient too, without making another one of it
         return float(value)
     except BadMetric:
         raise

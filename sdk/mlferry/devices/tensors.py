@@ -167,7 +167,7 @@ def check(tensor: Any) -> None:
         raise BadMetric(f"{type(tensor).__name__} without a value")
     if tensor.numel() != 1:
         raise BadMetric(f"tensor of shape {tuple(tensor.shape)}")
-    if tensor.is_complex() or tensor.layout is not sys.modules["torch"].strided:
+    if tensor.dtype.is_complex or tensor.layout is not sys.modules["torch"].strided:
         raise BadMetric(f"tensor of {tensor.dtype}, {tensor.layout}")
     local(tensor)
 

@@ -135,6 +135,7 @@ def test_a_loss_with_a_gradient_is_logged_without_keeping_its_graph(spool: Path,
         loss = weight * weight
         mlferry.log_metrics({"loss": loss, "double": loss * 2})
         mlferry.log_metric("single", loss)
+        assert devices.accelerator.copies == 2
         loss.backward()
         devices.gpus.work()
     assert [value for _, value, _, _ in points(spool, run)] == [8.0, 4.0, 4.0]
