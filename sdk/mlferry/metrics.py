@@ -43,13 +43,15 @@ _POINT: set[type] = {float, int, bool}
 _ROW: set[type] = {float, int, bool}
 
 
-@functools.lru_cache(64)
-def learn_type(kind: type) -> None:
+def _learn(kind: type) -> None:
     """A value of this type was converted. If it is a number of numpy's, the next goes the fast path."""
     if any(base.__module__ == "numpy" and base.__name__ == "generic" for base in kind.__mro__):
         _POINT.add(kind)
         if issubclass(kind, float):
             _ROW.add(kind)
+
+
+learn_type: Callable[[type], None] = functools.lru_cache(64)(_learn)  # a tensor's type is met again with each value
 
 
 class MetricLog:
