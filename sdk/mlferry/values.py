@@ -170,6 +170,8 @@ def as_timestamp(timestamp: Any, now: int) -> int:
 
 
 def _int64(what: str, value: Any) -> int:
+    if not getattr(value, "is_cpu", True):  # neither asked for nor shown: both would wait for the device
+        raise BadStep(f"{what} on a device; give a Python number")
     try:
         if hasattr(value, "item"):
             value = value.item()
