@@ -87,7 +87,7 @@ class Idle:
 class Simulated(Accelerator):
     """Tensors of the CPU are taken for those of a device."""
 
-    def pinned(self, size: int) -> Any:
+    def allocated(self, size: int) -> Any:
         return torch.zeros(size, dtype=torch.uint8)
 
     def copy(self, tensors: Any, to: Any, stream: Any) -> None:

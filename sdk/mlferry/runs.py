@@ -348,7 +348,10 @@ class Run(MetricLog):
 
     def flush(self) -> None:
         """Wait until all that was logged is written, and safe from a power cut (unless ``MLFERRY_FSYNC=never``)."""
-        values.settle(_SETTLE_S)
+        if not values.settle(_SETTLE_S):
+            self.trouble.say(
+                f"after {_SETTLE_S:g} s a device has not computed all values yet; they are written when it has"
+            )
         self._writer.tend(time.monotonic())
 
     # -- ending ----------------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ class Simulated(Accelerator):
         self._gpus = gpus
         self.copies = 0
 
-    def pinned(self, size: int) -> Any:
+    def allocated(self, size: int) -> Any:
         return torch.full((size,), self._GARBAGE, dtype=torch.uint8)
 
     def write(self, gathered: Any, to: Any) -> None:

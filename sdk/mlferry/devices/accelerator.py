@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 __all__ = ["Accelerator", "accelerator_of", "tolerate_captures"]
@@ -36,6 +36,8 @@ class Accelerator:
         self.event = devices.Event
         #: Makes a device, named by its number, the current one of this thread inside a ``with``.
         self.current = devices.device
+        #: Leaves inference mode: a view of memory that is made inside could not be written to outside.
+        self.lasting = partial(torch.inference_mode, False)
         #: The current stream of a device, by its number.
         self.stream = devices.current_stream
 
@@ -44,7 +46,18 @@ class Accelerator:
         return bool(self._capturing())
 
     def pinned(self, size: int) -> Any:
-        """So many bytes that a device can write to by itself; may take a millisecond, once."""
+        """So many bytes that a device can write to by itself; may take a millisecond, once.
+
+        Raises:
+            RuntimeError: what torch makes here is none, or there is no such memory.
+        """
+        memory = self.allocated(size)
+        if type(memory) is not self._torch.Tensor:
+            raise RuntimeError(f"memory cannot be had where torch makes {type(memory).__name__}s")
+        return memory
+
+    def allocated(self, size: int) -> Any:
+        """The memory itself."""
         return self._torch.empty(size, dtype=self._torch.uint8, device="cpu", pin_memory=True)
 
     def copy(self, tensors: Sequence[Any], to: Any, stream: Any) -> None:
@@ -65,7 +78,7 @@ class Accelerator:
         to.copy_(gathered, non_blocking=True)
 
 
-@functools.cache
+@cache
 def accelerator_of(kind: str) -> Accelerator | None:
     """The devices of a kind, as ``tensor.device.type`` has it; None where they cannot do what is needed."""
     torch = sys.modules.get("torch")

@@ -105,7 +105,7 @@ class Tensors:
     def _take_from(self, device: Any, tensors: dict[str, Any], call: Call) -> list[MlferryError]:
         accelerator = self._accelerator_of(device.type)
         assert accelerator is not None
-        with accelerator.current(device.index):
+        with accelerator.current(device.index), accelerator.lasting():
             if accelerator.capturing():
                 return [InCapture(name) for name in tensors]
             known = self._devices.get(device) or self._meet(device, accelerator)

@@ -142,6 +142,33 @@ def test_a_loss_with_a_gradient_is_logged_without_keeping_its_graph(spool: Path,
     assert weight.grad is not None
 
 
+def test_a_first_value_that_is_logged_in_inference_mode_does_not_spoil_the_memory_for_later(
+    spool: Path, devices: Simulation
+) -> None:
+    with mlferry.start_run() as run:
+        with torch.inference_mode():
+            mlferry.log_metrics({"a": scalar(1.0), "b": scalar(2.0)})
+            mlferry.log_metric("c", scalar(3.0))
+            inside = scalar(4.0)
+        mlferry.log_metric("d", inside)
+        mlferry.log_metrics({"e": inside, "f": scalar(5.0).requires_grad_()})
+        devices.gpus.work()
+    assert [value for _, value, _, _ in points(spool, run)] == [1.0, 2.0, 3.0, 4.0, 4.0, 5.0]
+
+
+def test_memory_is_not_taken_where_torch_makes_something_else(spool: Path, devices: Simulation) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    logged = scalar(1.0)
+    with mlferry.start_run() as run:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            mlferry.log_metric("a", logged)
+        assert run.trouble.counts == {"BadMetric": 1}
+        mlferry.log_metric("a", logged)
+        devices.gpus.work()
+    assert [value for _, value, _, _ in points(spool, run)] == [1.0]
+
+
 def test_what_is_read_is_recorded_as_used_by_the_stream_that_reads_it(spool: Path, devices: Simulation) -> None:
     """Else the allocator could give its memory away before, where another stream has allocated it."""
     logged = [scalar(1.0), scalar(2.0), scalar(3.0)]
@@ -263,9 +290,10 @@ def test_the_values_of_devices_that_nothing_is_known_of_are_read_at_once(spool: 
 
 def test_a_step_that_is_on_a_device_is_refused_rather_than_waited_for(spool: Path, devices: Simulation) -> None:
     with mlferry.start_run() as run:
-        mlferry.log_metric("a", 0.5, step=scalar(3, dtype=torch.int64))  # type: ignore[arg-type]
+        mlferry.log_metrics({"a": 0.5}, step=scalar(3, dtype=torch.int64))  # type: ignore[arg-type]
+        mlferry.log_metric("a", scalar(0.5), step=scalar(3, dtype=torch.int64))  # type: ignore[arg-type]
         mlferry.log_metric("a", 0.5, timestamp=scalar(3, dtype=torch.int64))  # type: ignore[arg-type]
-    assert run.trouble.counts == {"BadStep": 2}
+    assert run.trouble.counts == {"BadStep": 3}
 
 
 def test_while_a_graph_is_captured_nothing_is_queued_and_the_error_says_what_to_do(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from tests.spools import told
 from tests.unit.sdk.conftest import Program, points
 
 import mlferry
-from mlferry.devices import flights
+from mlferry.devices import accelerator, flights
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -158,6 +161,31 @@ def test_what_comes_after_the_end_of_its_run_by_another_way_is_counted(spool: Pa
     devices.gpus.work()
     devices.flights.look()
     assert run.dropped == 1
+
+
+def test_the_helper_asks_in_thread_local_capture_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the default mode a question for an event would end a capture that any other thread has begun."""
+    told: list[tuple[str, int, int]] = []
+
+    class Driver:
+        def __init__(self, name: str, mode: int) -> None:
+            assert mode & os.RTLD_NOLOAD, "a driver would be loaded where there was none"
+            self.name = name
+
+        def cuThreadExchangeStreamCaptureMode(self, mode: Any) -> int:
+            told.append((self.name, mode._obj.value, threading.get_ident()))
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", Driver)
+    helper = flights.Flights()
+    helper._start()
+    eventually(lambda: bool(told))
+    assert helper._thread is not None
+    assert told == [("libcuda.so.1", 1, helper._thread.ident)]
+
+
+def test_where_there_is_no_driver_nothing_is_told() -> None:
+    accelerator.tolerate_captures()
 
 
 # -- processes ------------------------------------------------------------------------------------------------------------

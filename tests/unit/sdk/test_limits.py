@@ -128,3 +128,11 @@ def test_a_run_that_is_told_to_die_waits_less_for_what_never_comes(spool: Path, 
         mlferry.log_metric("x", "later")  # type: ignore[arg-type]
         run.imply("KILLED")
     assert never.waited == runs._SETTLE_KILLED_S < ending._AT_MOST_S
+
+
+def test_a_flush_that_does_not_get_everything_says_so(
+    spool: Path, never: Never, caplog: pytest.LogCaptureFixture
+) -> None:
+    with mlferry.start_run():
+        mlferry.flush()
+    assert "a device has not computed all values yet" in caplog.text
