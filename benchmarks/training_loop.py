@@ -7,8 +7,8 @@ A block takes a fifth of a second, since what else a machine does changes by the
 block that logs there is one each tenth of a second here, ten times as often as by default; and before each block what was
 logged is flushed, so that it does not fall into the others. Of each pair the difference in percent is taken, of the blocks'
 whole time and of their usual (median) step; reported are the medians of all pairs and their 95 % confidence intervals
-(bootstrap over pairs). ``told apart``: whether the interval leaves out zero. ``call``: the usual duration of the logging
-call itself, in the loop, where what it needs is not in the processor's cache.
+(bootstrap over pairs). ``told apart``: whether the interval of the usual step leaves out zero. ``call``: the usual duration
+of the logging call itself, in the loop, where what it needs is not in the processor's cache.
 
 Conditions: ``nothing`` logs nothing in either, which shows what the method itself makes of noise; ``floor``: pack, crc32 and
 one write of the same values to a plain file; ``local`` disk;
@@ -216,7 +216,7 @@ def row_of(condition: str, pairs: list[Pair]) -> dict[str, Any]:
         "overhead": overhead,
         "low": low,
         "high": high,
-        "told_apart": "no" if low <= 0 <= high else "yes",
+        "told_apart": "no" if usual[1] <= 0 <= usual[2] else "yes",
         "usual": usual[0],
         "usual_low": usual[1],
         "usual_high": usual[2],
