@@ -28,10 +28,10 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "spool"), str(ROOT / "sdk"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "spool"), str(ROOT / "sdk"), str(ROOT)]
 os.environ["MLFERRY_QUIET"] = "1"
 
-from lib.report import save, spread  # noqa: E402
+from benchmarks import results  # noqa: E402
 
 import mlferry  # noqa: E402
 
@@ -138,25 +138,19 @@ def size_of(model: Model) -> int:
 def measure(model: Model, directory: Path, rounds: int) -> list[dict[str, Any]]:
     one_round(model, directory)
     taken = [one_round(model, directory) for _ in range(rounds)]
-    rows = []
-    for name in taken[0]:
-        times = spread([of[name][0] for of in taken])
-        ratios = spread([of[name][0] / of["torch.save"][0] for of in taken])
-        rows.append(
-            {
-                "way": name,
-                "file_system": _kind(directory).strip().replace("ext2/ext3", "ext4"),
-                "gib": round(size_of(model) / (1 << 30), 2),
-                "seconds": round(times[0], 3),
-                "seconds_p10": round(times[1], 3),
-                "seconds_p90": round(times[2], 3),
-                "ratio": round(ratios[0], 2),
-                "ratio_p10": round(ratios[1], 2),
-                "ratio_p90": round(ratios[2], 2),
-                "disk": round(spread([of[name][1] for of in taken])[0], 2),
-            }
-        )
-    return rows
+    return [row_of(name, taken, _kind(directory), size_of(model)) for name in taken[0]]
+
+
+def row_of(way: str, taken: list[dict[str, tuple[float, float]]], kind: str, size: int) -> dict[str, Any]:
+    numbers = {
+        "gib": size / (1 << 30),
+        **results.spread([of[way][0] for of in taken], "seconds"),
+        **results.spread([of[way][0] / of["torch.save"][0] for of in taken], "ratio"),
+        "disk": results.spread([of[way][1] for of in taken], "disk")["disk"],
+    }
+    file_system = kind.strip().replace("ext2/ext3", "ext4")
+    named = {"way": way, "file_system": file_system, "name": f"{way}, {file_system}"}
+    return {**named, **{key: round(number, 3) for key, number in numbers.items()}}
 
 
 @contextmanager
@@ -196,7 +190,7 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=["plain", "btrfs"], help="the directory's own file system alone, or btrfs alone"
     )
-    parser.add_argument("--json", type=Path, help="added to, where it is there")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--directory", type=Path, help="where to write; a temporary directory by default")
     given = parser.parse_args()
     model, rows = model_of(given.gib), []
@@ -220,20 +214,19 @@ def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     print(f"{'':30}{'seconds':>9}{'(p10 to p90)':>18}{'ratio':>7}{'(p10 to p90)':>16}{'disk':>6}")
     for row in rows:
         times, ratios = (f"({row[f'{what}_p10']} to {row[f'{what}_p90']})" for what in ("seconds", "ratio"))
-        name = f"{row['way']}, {row['file_system']}"
-        print(f"{name:38}{row['seconds']:7}{times:>20}{row['ratio']:6}{ratios:>16}{row['disk']:6}", flush=True)
+        print(f"{row['name']:38}{row['seconds']:7}{times:>20}{row['ratio']:6}{ratios:>16}{row['disk']:6}", flush=True)
     return rows
 
 
 def keep(path: Path, directory: Path, rows: list[dict[str, Any]], rounds: int) -> None:
-    save(
+    results.write(
         path,
-        directory,
-        benchmark="artifacts",
-        title="Seconds to bring a checkpoint into the spool, and what it takes of the disk",
+        "artifacts",
+        "Seconds to bring a checkpoint into the spool, and what it takes of the disk",
+        directory=directory,
         columns=COLUMNS,
         rows=rows,
-        plot={"kind": "bar", "x": "way", "y": ["seconds"], "log_x": False, "log_y": False},
+        plot={"kind": "bar", "x": "name", "y": ["seconds"]},
         notes=[
             f"Medians of {rounds} rounds in one process, after one that is not counted; all ways take turns in each round, "
             "and the disk is synced before each.",

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "spool"), str(ROOT / "sdk"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "spool"), str(ROOT / "sdk"), str(ROOT)]
 os.environ["MLFERRY_QUIET"] = "1"
 
-from lib.report import save, spread  # noqa: E402
+from benchmarks import results  # noqa: E402
 
 import mlferry  # noqa: E402
 from mlferry_spool.limits import MAX_SERIES_POINTS  # noqa: E402
@@ -99,20 +99,14 @@ def measure(kind: str, points: int, rounds: int, directory: Path) -> dict[str, A
     times = max(LEAST_POINTS_A_ROUND // points, 1)
     one_round(what, times, directory)
     taken = [one_round(what, times, directory) for _ in range(rounds)]
-    speeds = spread([points * times / mine / 1e6 for mine, _, _ in taken])
-    ratios = spread([mine / least for mine, least, _ in taken])
-    return {
-        "kind": kind,
-        "points": points,
-        "speed": round(speeds[0], 1),
-        "speed_p10": round(speeds[1], 1),
-        "speed_p90": round(speeds[2], 1),
-        "floor": round(spread([points * times / least / 1e6 for _, least, _ in taken])[0], 1),
-        "ratio": round(ratios[0], 2),
-        "ratio_p10": round(ratios[1], 2),
-        "ratio_p90": round(ratios[2], 2),
-        "bytes": round(taken[-1][2] / points / times, 2),
+    numbers = {
+        **results.spread([points * times / mine / 1e6 for mine, _, _ in taken], "speed"),
+        "floor": results.spread([points * times / least / 1e6 for _, least, _ in taken], "floor")["floor"],
+        **results.spread([mine / least for mine, least, _ in taken], "ratio"),
+        "bytes": taken[-1][2] / points / times,
     }
+    row: dict[str, Any] = {"kind": kind, "points": points, **{key: round(number, 2) for key, number in numbers.items()}}
+    return {**row, kind: row["speed"]}  # a line of its own in the plot
 
 
 COLUMNS = {
@@ -158,19 +152,20 @@ def main() -> None:
 
 
 def keep(path: Path, directory: Path, rows: list[dict[str, Any]], rounds: int) -> None:
-    save(
+    results.write(
         path,
-        directory,
-        benchmark="series",
-        title="Points of a series a second into the spool, and their bytes on disk",
+        "series",
+        "Points of a series a second into the spool, and their bytes on disk",
+        directory=directory,
         columns=COLUMNS,
         rows=rows,
-        plot={"kind": "line", "x": "points", "y": ["speed", "floor"], "log_x": True, "log_y": False},
+        plot={"kind": "line", "x": "points", "y": list(dict.fromkeys(row["kind"] for row in rows)), "log_x": True},
         notes=[
             f"Medians of {rounds} rounds in one process; a round of mlferry and one of the floor alternate, and the ratio "
             "is taken in each round.",
             "The floor turns the same columns into bytes (numpy's tobytes), checks them (crc32) and writes them, a frame of "
             "32768 points at a time; its integers are as narrow as mlferry's are in the end, and given so.",
+            "The plot shows million points a second of each kind, by points in a call.",
             "MLFERRY_FSYNC is its default, interval: the disk is written to in the background, in both.",
             "Not measured: a machine whose page cache is full, where the disk sets the pace.",
         ],

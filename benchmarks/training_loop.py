@@ -38,10 +38,10 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "spool"), str(ROOT / "sdk"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "spool"), str(ROOT / "sdk"), str(ROOT)]
 os.environ["MLFERRY_QUIET"] = "1"
 
-from lib.report import save  # noqa: E402
+from benchmarks import results  # noqa: E402
 
 import mlferry  # noqa: E402
 from mlferry import runs  # noqa: E402
@@ -270,14 +270,14 @@ def main() -> None:
 
 
 def keep(path: Path, directory: Path, rows: list[dict[str, Any]], steps: int) -> None:
-    save(
+    results.write(
         path,
-        directory,
-        benchmark="training_loop",
-        title="Overhead of logging 10 metrics a step in a PyTorch training loop of 2 ms a step",
+        "training_loop",
+        "Overhead of logging 10 metrics a step in a PyTorch training loop of 2 ms a step",
+        directory=directory,
         columns=COLUMNS,
         rows=rows,
-        plot={"kind": "bar", "x": "condition", "y": ["overhead", "low", "high"], "log_x": False, "log_y": False},
+        plot={"kind": "bar", "x": "condition", "y": ["usual", "usual_low", "usual_high"]},
         notes=[
             f"Pairs of blocks of {steps} steps with and without logging in one process, in an order drawn for each pair; "
             "95 % confidence intervals of the median by bootstrap over pairs.",
