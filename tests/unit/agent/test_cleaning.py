@@ -66,6 +66,18 @@ async def test_only_what_was_delivered_to_its_end_may_go(bench: Workbench) -> No
     assert set(ids(chosen(bench)[0])) == {whole.run_id, live.run_id, late.run_id}
 
 
+async def test_what_a_killed_process_left_among_the_blobs_goes_with_its_run(bench: Workbench) -> None:
+    whole = a_bit_of_everything(bench.spool, "e")
+    half = whole.directory / "blobs" / ".tmp-00000000-half"
+    half.write_bytes(b"half a checkpoint")
+    await bench.deliver()
+    [candidate], _ = chosen(bench)
+    with cleaner(bench.spool):
+        assert remove(bench.spool, candidate) is None
+    assert not half.exists()
+    assert not whole.directory.exists()
+
+
 #: Logs one point, and waits to be killed.
 DIES = """
 import sys
