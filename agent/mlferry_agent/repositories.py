@@ -113,15 +113,17 @@ class Repositories:
         """Hand on what it answers, until it ends."""
         assert process.stdout is not None
         waiting = self._waiting
-        while line := await process.stdout.readline():
-            said = json.loads(line)
-            answered = waiting.get(said["id"])
-            if answered is not None and not answered.done():
-                answered.set_result(_answer(said))
-        await process.wait()
-        for answered in waiting.values():
-            if not answered.done():
-                answered.set_exception(_ended())
+        try:
+            while line := await process.stdout.readline():
+                said = json.loads(line)
+                answered = waiting.get(said["id"])
+                if answered is not None and not answered.done():
+                    answered.set_result(_answer(said))
+            await process.wait()
+        finally:
+            for answered in waiting.values():
+                if not answered.done():
+                    answered.set_exception(_ended())
 
 
 def _answer(said: dict[str, Any]) -> Answer:

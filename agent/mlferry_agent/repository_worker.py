@@ -29,6 +29,9 @@ _NOBODY = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCr
 _EXPIRED = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"})
 
 _NOT_INSTALLED = 501
+
+#: Characters of what a library says that are handed on: a line of the pipe has room for more than ten times as many.
+_WORDS = 2_000
 _ADVICE = "pip install 'mlferry[s3]' (or what MLflow needs for this store) where the agent runs, then: mlferry retry"
 
 _making = threading.Lock()
@@ -52,7 +55,7 @@ def _answer(told: dict[str, Any], answers: TextIO, lock: threading.Lock) -> None
     except BaseException as error:
         status = status_of(error)
         advice = f"; {_ADVICE}" if status == _NOT_INSTALLED else ""
-        said = {"id": told["id"], "status": status, "detail": f"{type(error).__name__}: {error}{advice}"}
+        said = {"id": told["id"], "status": status, "detail": f"{type(error).__name__}: {error}"[:_WORDS] + advice}
     with lock:
         print(json.dumps(said), file=answers, flush=True)
 

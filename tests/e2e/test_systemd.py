@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -20,8 +21,17 @@ import pytest
 from tests import faults
 from tests.faults import FaultProxy
 from tests.machines import SOURCE, Machine, machine, why_not
+from tests.s3 import object_store
 from tests.servers import MlflowServer
-from tests.spooling import SpooledRun, a_bit_of_everything, server_runs, unique, wait_for_arrival, wait_until
+from tests.spooling import (
+    SpooledRun,
+    a_bit_of_everything,
+    on_server,
+    server_runs,
+    unique,
+    wait_for_arrival,
+    wait_until,
+)
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no machine can be booted here: {why_not()}")
 
@@ -322,3 +332,29 @@ def test_the_sandbox_leaves_room_for_a_status_page_that_its_owner_alone_opens(ho
             answer = b"".join(iter(lambda: asking.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 200") and b"mlferry_spool_readable 1.0" in answer
     assert not path.exists()
+
+
+@pytest.mark.long
+def test_the_sandbox_with_the_room_that_the_page_names_lets_it_write_to_an_artifact_store(
+    host: Host, tmp_path: Path
+) -> None:
+    pytest.importorskip("moto")
+    drop_in = re.findall(r"`((?:TasksMax|MemoryMax)=\w+)`", (SOURCE / "docs/server.md").read_text())
+    assert len(drop_in) == 2
+    with object_store(tmp_path / "s3.log") as store:
+        experiment = unique("direct")
+        host.server.client().create_experiment(experiment, artifact_location=f"s3://{store.bucket}/here")
+        run = SpooledRun(host.spool, experiment)
+        for number in range(6):
+            run.artifact(f"{number}.bin", os.urandom(20 << 20))  # boto3 sends such a file by ten threads
+        run.end()
+        host.own(run)
+        with (
+            host.told(*drop_in, *(f"Environment={name}={value}" for name, value in store.environ.items())),
+            host.running(),
+        ):
+            wait_until(lambda: server_runs(host.server, run.run_id), "its delivery begins", SOON_S)
+            wait_until(lambda: host.server.stored(on_server(host.server, run)).status == "FINISHED", "it ends", 250)
+            assert host.restarts() == 0
+        stored = {key.rpartition("/")[2]: content for key, content in store.objects("here/").items()}
+        assert stored == run.logged.artifacts

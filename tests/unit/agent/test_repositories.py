@@ -27,6 +27,8 @@ class Folder:
         name = os.path.basename(local_file)
         if name == "die":
             os.kill(os.getpid(), 9)
+        if name == "complain":
+            raise ValueError("no, " * 100_000)
         to = os.path.join({store!r}, artifact_path or "")
         os.makedirs(to, exist_ok=True)
         print("libraries print")
@@ -104,6 +106,16 @@ async def test_a_process_that_dies_leaves_its_requests_in_doubt_and_is_started_a
             await asked.upload(requests.put_artifact(ROOT, "die"), opened, 1)
         assert (await asked.upload(requests.put_artifact(ROOT, "live"), opened, 1)).status == 200
     assert (store / "live").exists()
+
+
+async def test_a_library_that_says_much_is_cut_short_and_the_next_file_is_sent(
+    asked: Repositories, store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "blob").write_bytes(b"x")
+    with (tmp_path / "blob").open("rb") as opened:
+        answer = await asked.upload(requests.put_artifact(ROOT, "complain"), opened, 1)
+        assert (answer.status, len(answer.body) < 4_000) == (503, True)
+        assert (await asked.upload(requests.put_artifact(ROOT, "x"), opened, 1)).status == 200
 
 
 async def test_closing_ends_the_process(asked: Repositories, tmp_path: Path) -> None:
