@@ -346,7 +346,7 @@ def test_the_sandbox_with_the_room_that_the_page_names_lets_it_write_to_an_artif
         host.server.client().create_experiment(experiment, artifact_location=f"s3://{store.bucket}/here")
         run = SpooledRun(host.spool, experiment)
         for number in range(6):
-            run.artifact(f"{number}.bin", os.urandom(20 << 20))  # boto3 sends such a file by ten threads
+            run.artifact(f"{number}.bin", os.urandom(20 << 20))  # boto3 sends such a file by several threads
         run.end()
         host.own(run)
         with (
