@@ -33,7 +33,7 @@ from mlferry.opening import Experiment, Identity
 from mlferry.runs import STATUSES, Run
 from mlferry.trouble import Trouble, warn
 from mlferry.validation import check_experiment_name, check_run_id, readable
-from mlferry_spool.layout import writer_name
+from mlferry_spool.layout import writer_name, writer_names
 from mlferry_spool.records import Open
 
 _PARENT_TAG, _NAME_TAG, _NOTE_TAG = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
@@ -245,7 +245,10 @@ def _monitor(run: Run, identity: Identity, wanted: bool | None) -> None:
     if wanted and launch.local_rank == 0:
         from mlferry.system_metrics import monitor_from_environment
 
-        monitor = monitor_from_environment(os.environ, run.log_metrics, run.trouble.say, several_nodes=launch.nodes > 1)
+        several, writers = launch.nodes > 1, writer_names(run.directory)
+        monitor = monitor_from_environment(
+            os.environ, run.log_metrics, run.trouble.say, several_nodes=several, writers=writers
+        )
         if monitor is not None:
             run.watch_system(monitor)
 

@@ -9,17 +9,22 @@ touches the CUDA context of the training.
 
 from __future__ import annotations
 
+import calendar
 import os
 import re
 import socket
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 __all__ = ["Monitor", "monitor_from_environment"]
 
 _SAMPLING_INTERVAL_S = 10.0
+
+#: The time in a writer's id (``layout.writer_name``), to the millisecond.
+_BEGAN = re.compile(r"(\d{8}T\d{6})(\d{3})-")
 
 
 class Probe(Protocol):
@@ -92,6 +97,7 @@ class Monitor:
         log: takes the metrics by full name, and their step.
         interval_s: seconds between two samples.
         samples: samples in one average.
+        first_step: the step of the first average.
     """
 
     def __init__(
@@ -103,9 +109,10 @@ class Monitor:
         interval_s: float = _SAMPLING_INTERVAL_S,
         samples: int = 1,
         node_id: str = "",
+        first_step: int = 0,
     ) -> None:
         self._probes, self._log, self._complain = probes, log, complain
-        self._interval_s, self._samples = interval_s, max(1, samples)
+        self._interval_s, self._samples, self._first_step = interval_s, max(1, samples), first_step
         self._prefix = f"system/{node_id}/" if node_id else "system/"
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlferry-system-metrics", daemon=True)
@@ -121,7 +128,7 @@ class Monitor:
 
     def _run(self) -> None:
         try:
-            step = 0
+            step = self._first_step
             while self._sample_and_log(step):
                 step += 1
         except Exception as error:  # psutil raises much where /proc is restricted; the run matters more
@@ -149,10 +156,13 @@ def monitor_from_environment(
     complain: Callable[[str], None],
     *,
     several_nodes: bool = False,
+    writers: Iterable[str] = (),
 ) -> Monitor | None:
     """A monitor as MLflow's environment variables describe it; None, with a complaint, where psutil is missing.
 
-    ``several_nodes``: others log into the same run, so that the points of each node need a name of their own.
+    Args:
+        several_nodes: others log into the same run, so that the points of each node need a name of their own.
+        writers: ids of the run's writers so far: steps go on behind those of earlier attempts.
     """
     try:
         import psutil
@@ -166,14 +176,33 @@ def monitor_from_environment(
         probes.append(Gpus(pynvml))
     except Exception:  # no library, no driver, no GPU: as in MLflow, there is then nothing to say
         pass
+    interval_s = _positive(environ, "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", _SAMPLING_INTERVAL_S, complain)
+    samples = int(_positive(environ, "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", 1, complain))
     return Monitor(
         probes,
         log,
         complain,
-        interval_s=_positive(environ, "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", _SAMPLING_INTERVAL_S, complain),
-        samples=int(_positive(environ, "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", 1, complain)),
+        interval_s=interval_s,
+        samples=samples,
         node_id=environ.get("MLFLOW_SYSTEM_METRICS_NODE_ID") or (_host(environ) if several_nodes else ""),
+        first_step=first_step(writers, time.time(), interval_s * max(1, samples)),
     )
+
+
+def first_step(writers: Iterable[str], now_s: float, period_s: float) -> int:
+    """A step behind all that earlier attempts can have logged: one a period, since the first writer began."""
+    began = [time_s for name in writers if (time_s := _began(name)) is not None]
+    return max(0, int((now_s - min(began)) // period_s)) if began else 0
+
+
+def _began(writer: str) -> float | None:
+    found = _BEGAN.match(writer)
+    try:
+        return (
+            None if found is None else calendar.timegm(time.strptime(found[1], "%Y%m%dT%H%M%S")) + int(found[2]) / 1000
+        )
+    except ValueError:  # the 30th of February
+        return None
 
 
 def _host(environ: Mapping[str, str]) -> str:

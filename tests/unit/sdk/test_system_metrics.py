@@ -11,7 +11,7 @@ from tests.spools import told
 
 import mlferry
 from mlferry import fluent
-from mlferry.system_metrics import Gpus, Machine, Monitor, monitor_from_environment
+from mlferry.system_metrics import Gpus, Machine, Monitor, first_step, monitor_from_environment
 
 psutil = pytest.importorskip("psutil")
 
@@ -218,3 +218,38 @@ def test_a_rank_with_a_run_of_its_own_samples_whatever_its_place(spool: Path, mo
     while not told(spool, run.info.run_id).values("system/cpu_utilization_percentage"):
         threading.Event().wait(0.01)
     mlferry.end_run()
+
+
+def test_the_steps_of_a_later_attempt_are_behind_those_of_the_earlier_ones(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    monkeypatch.setenv("MLFERRY_RUN_ID", "requeued")
+    for attempt in range(3):
+        fluent._process.process = None  # another process
+        run = mlferry.start_run(log_system_metrics=True)
+        while len(steps(spool, run.info.run_id)) < 5 * (attempt + 1):
+            threading.Event().wait(0.01)
+        mlferry.end_run()
+    found = steps(spool, "requeued")
+    assert found == sorted(set(found))
+
+
+def steps(spool: Path, run_id: str) -> list[int]:
+    """In order of time."""
+    found = [(at, step) for key, _, step, at in told(spool, run_id).points if key == "system/disk_usage_percentage"]
+    return [step for _, step in sorted(found)]
+
+
+@pytest.mark.parametrize(
+    ("writers", "step"),
+    [
+        ([], 0),
+        (["20231114T221320000-r0-ab"], 0),
+        (["20231114T221250000-r0-ab", "20231114T221310000-cd"], 3),
+        (["w-some-other-name", "20230230T000000000-ab"], 0),
+        (["20231114T221330500-from-a-clock-that-is-ahead"], 0),
+    ],
+)
+def test_a_step_a_period_since_the_first_writer_began(writers: list[str], step: int) -> None:
+    assert first_step(writers, 1_700_000_000.0, 10.0) == step
