@@ -8,9 +8,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from tests.hosts import can_be_elsewhere
 from tests.servers import MlflowServer, free_port
-from tests.spooling import SOURCE, Ferry, on_server, unique, wait_until
+from tests.spooling import SOURCE, Ferry, live_writer, on_server, server_runs, unique, wait_for_arrival, wait_until
 
 TRAIN = """
 import mlferry
@@ -61,3 +63,20 @@ def _is_well(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+#: What a container has of its own, besides its files: processes and a host name. The kernel is the node's.
+_CONTAINER = ("unshare", "--pid", "--uts", "--fork", "--kill-child", "sh", "-c", 'hostname "$0" && exec "$@"')
+
+
+@pytest.mark.skipif(bool(can_be_elsewhere()), reason=can_be_elsewhere())
+def test_an_agent_in_one_container_sees_at_once_that_a_training_in_another_was_killed(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    ferry = Ferry(tmp_path / "spool", tmp_path / "state", mlflow_server.url, before=(*_CONTAINER, "agent-x7"))
+    with live_writer(ferry.spool, unique("pods"), host=(*_CONTAINER, "train-0")) as training, ferry.agent():
+        training.await_steps(10)
+        wait_until(lambda: server_runs(mlflow_server, training.logged.run_id), "its points arrive", 120)
+        assert mlflow_server.stored(on_server(mlflow_server, training.logged.run_id)).status == "RUNNING"
+        training.kill()
+        wait_for_arrival(mlflow_server, training.logged, 120)  # KILLED; by silence it would take 900 s
