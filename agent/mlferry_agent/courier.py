@@ -120,8 +120,8 @@ class Courier:
         self._clock = clock
         self._sleep = sleep
         self.gate = Gate(connections)
-        self.health = Health()
-        self._roads = {False: _Road(self.health), True: _Road(Health())}
+        self.health, self.store_health = Health(), Health()
+        self._roads = {False: _Road(self.health), True: _Road(self.store_health)}
 
     async def ask(self, request: Request) -> Reply:
         """Send until settled; the verdict is never RETRY, and SUSPECT only after the attempts it is allowed.

@@ -189,5 +189,7 @@ def _status(session: Session) -> str:
         return f"{session.destination.url}: {trouble}; waiting, everything is kept"
     if session.carrier.blind is not None:
         return printable(session.carrier.blind)
+    if session.courier.store_health.trouble is not None:
+        return f"files cannot be stored: {session.courier.store_health.trouble}; they wait, all else goes on"
     doing = f"delivering to {session.destination.url}" if session.carrier.is_busy else "idle, nothing new"
     return f"{doing}; {session.carrier.delayed} runs are delayed" if session.carrier.delayed else doing

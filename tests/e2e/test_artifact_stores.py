@@ -105,6 +105,7 @@ def test_while_the_store_is_away_other_runs_arrive_and_once_it_is_back_the_files
         other = a_bit_of_everything(ferry.spool, unique("through the server"))
         wait_for_arrival(mlflow_server, other.logged, SOON_S)
         assert mlflow_server.stored(on_server(mlflow_server, run)).status == "RUNNING"
+        wait_until(lambda: "files cannot be stored" in (tmp_path / "agent.log").read_text(), "the log says why", SOON_S)
         with object_store(tmp_path / "log", port) as store:
             wait_until(
                 lambda: mlflow_server.stored(on_server(mlflow_server, run)).status == "FINISHED", "it ends", SOON_S

@@ -147,6 +147,7 @@ async def status_page(config: Config, session: Session, pulse: Pulse) -> AsyncIt
         url=session.destination.url,
         health=session.courier.health,
         pulse=pulse,
+        store=session.courier.store_health,
     )
     surveys = Surveys(config.dir, ledger_path(config.state_dir, session.destination.url))
     async with opened(StatusPage(agent, Surveyor(surveys, session.carrier.work), names_of(address)), address):

@@ -7,7 +7,7 @@ are. The keys are those of ``/status.json``, which docs/monitoring.md describes.
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,7 +36,7 @@ _LATEST_MS = 8_640_000_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """The agent that is shown. ``url``: its server."""
+    """The agent that is shown. ``url``: its server. ``store``: the artifact stores that it reaches past it."""
 
     version: str
     host: str
@@ -44,6 +44,7 @@ class Agent:
     url: str
     health: Health
     pulse: Pulse
+    store: Health = field(default_factory=Health)
 
     @property
     def server(self) -> str:
@@ -140,6 +141,9 @@ def _says(agent: Agent, survey: Survey | None, found: Counts | None) -> list[dic
         says.append(
             _say("waiting", f"The server does not answer: {why}. Everything is kept, and delivered when it does.")
         )
+    if agent.store.trouble is not None:
+        why = printable(agent.store.trouble)
+        says.append(_say("waiting", f"Files cannot be stored: {why}. They are kept and sent later; all else goes on."))
     if survey is not None and (trouble := survey.work.blind or survey.trouble):
         says.append(_say("aside", f"Not everything can be seen: {printable(trouble)}"))
     if found is None:

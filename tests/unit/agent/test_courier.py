@@ -204,6 +204,7 @@ async def test_a_store_past_the_server_that_is_away_holds_up_no_request_to_the_s
     await asleep.wait()
     assert (await carrying.ask(BATCH)).verdict is Verdict.ACCEPTED
     assert carrying.health.trouble is None
+    assert "503" in str(carrying.store_health.trouble)
     for upload in uploads:
         upload.cancel()
     await asyncio.gather(*uploads, return_exceptions=True)

@@ -38,7 +38,7 @@ class Endless:
 @dataclass
 class Session:
     carrier: Any = field(default_factory=Endless)
-    courier: Any = field(default_factory=lambda: type("Courier", (), {"health": Health()})())
+    courier: Any = field(default_factory=lambda: type("Courier", (), {"health": Health(), "store_health": Health()})())
 
 
 @pytest.fixture

@@ -73,6 +73,14 @@ def test_what_needs_a_person_stands_first() -> None:
     assert says(survey(work=Work(blind="the spool is gone")))[0] == ("aside", "Not everything can be seen")
 
 
+def test_a_store_past_the_server_that_is_away_is_said_and_that_the_server_is_well() -> None:
+    found = agent()
+    found.store.trouble = "HTTP 503: no route"
+    shown = told(found, survey(status(pending=1)), 10.0)
+    assert shown["says"][0]["text"].startswith("Files cannot be stored: HTTP 503: no route.")
+    assert shown["server"]["state"] == "answering"
+
+
 @pytest.mark.parametrize(
     ("health", "word"),
     [
