@@ -208,3 +208,16 @@ async def test_a_store_past_the_server_that_is_away_holds_up_no_request_to_the_s
     for upload in uploads:
         upload.cancel()
     await asyncio.gather(*uploads, return_exceptions=True)
+
+
+async def test_what_goes_past_the_server_takes_no_place_at_its_gate() -> None:
+    class SlowPastTheServer(Scripted):
+        async def send(self, request: Request) -> Answer:
+            return await (asyncio.Event().wait() if request.is_direct else super().send(request))  # type: ignore[return-value]
+
+    carrying = courier(SlowPastTheServer(Clock(), GOOD), connections=1)
+    direct = asyncio.create_task(carrying.ask(requests.delete_artifact("s3://bucket/0/run/artifacts", "file")))
+    await asyncio.sleep(0)
+    assert (await asyncio.wait_for(carrying.ask(BATCH), 60)).verdict is Verdict.ACCEPTED
+    direct.cancel()
+    await asyncio.gather(direct, return_exceptions=True)
