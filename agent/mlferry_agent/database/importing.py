@@ -92,6 +92,7 @@ def _import(
         if run.run_id != STORE:
             RunImport(run, around).carry()
         on_run()
+    database.settle()
     _import_store(config.dir, store, around)
     return report
 
@@ -118,6 +119,7 @@ def _store_logs(root: Path, terms: Terms) -> Iterator[WriterLog]:
 
 def _import_store(root: Path, store: StoreState, around: Surroundings) -> None:
     _import_models(root, store, around)
+    around.database.settle()
     for name, reason in around.places.settle_experiments().items():
         around.report.set_apart(STORE, "experiment", name, reason)
     Registry(around.database, around.places, around.models, around.report).carry(store.registry)
@@ -137,6 +139,7 @@ def _import_models(root: Path, store: StoreState, around: Surroundings) -> None:
             place = around.places.of_model(model.start)
             with around.database.transaction() as connection:
                 around.models.begin(connection, model, place)
+            around.database.settle()
             new, there, aside = around.models.carry_files(model, source)
             with around.database.transaction() as connection:
                 around.models.finish(connection, model, place)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,22 @@ _BUSY_S = 60
 
 _CACHE_KIB = 64 << 10
 
+#: Seconds after which parts are settled.
+_SETTLE_S = 1.0
+
 #: Errors of a driver (PEP 249) that are about values and not about the database.
 _VALUES = ("DataError", "IntegrityError")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Database:
     """Stores and tables of an open database. ``shown``: its address without a password. ``kind``: ``sqlite`` or
-    ``postgresql``. ``folder``: where the file of an SQLite database lies."""
+    ``postgresql``. ``folder``: where the file of an SQLite database lies.
+
+    Transactions of small runs are parts of a larger one, since each that is made durable costs more than such a run: a part
+    is all or nothing, and ``settle`` makes those before it durable. What goes through the stores, which have connections of
+    their own, must find everything settled; so must whatever takes long, since others may wait to write.
+    """
 
     shown: str
     kind: str
@@ -45,29 +54,65 @@ class Database:
     store: Any
     registry: Any
     tables: Any
+    _connection: Any = None
+    _began: float = 0.0
+    _depth: int = 0
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Any]:
-        """A connection in a transaction of its own: all of it, or nothing.
+        """A connection in a part of a transaction: all that is done in it, or nothing.
 
         Raises:
             RecordRefused: the database takes no such values. BadDatabase: it cannot be written to.
         """
+        with self._errors():
+            if self._connection is None:
+                self._connection, self._began = self.engine.connect(), time.monotonic()
+                self._connection.begin()
+            self._depth += 1
+            try:
+                with self._connection.begin_nested():
+                    yield self._connection
+            finally:
+                self._depth -= 1
+        if not self._depth and time.monotonic() - self._began >= _SETTLE_S:
+            self.settle()
+
+    @contextlib.contextmanager
+    def look(self) -> Iterator[Any]:
+        """A connection to read by: that of the part, where there is one, and then what it did is seen. Raises as
+        ``transaction``."""
+        is_alone = self._connection is None
+        with self.transaction() as connection:
+            yield connection
+        if is_alone:
+            self.settle()
+
+    def settle(self) -> None:
+        """Make durable what was done. Raises BadDatabase."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with self._errors(), contextlib.closing(connection):
+                connection.commit()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            with self.engine.begin() as connection:
-                yield connection
+            yield
         except (SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as error:
             if type(error).__name__ in _VALUES:
                 raise RecordRefused(f"the database refuses it: {_said(error)}") from error
             raise BadDatabase(f"{self.shown}: {_said(error)}") from error
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Give the connections back; what was not settled is undone."""
         from mlflow import set_tracking_uri
 
         set_tracking_uri(None)  # type: ignore[arg-type] # which it takes for "forget what was set"
+        if self._connection is not None:
+            self._connection.close()
         self.engine.dispose()
 
 

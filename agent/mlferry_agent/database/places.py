@@ -60,7 +60,7 @@ class Places:
         from sqlalchemy import select
 
         tables = self._database.tables
-        with self._database.transaction() as connection:
+        with self._database.look() as connection:
             tags = tables.tags.c
             wanted = select(tags.value, tags.run_uuid).where(tags.key == RUN_ID_TAG, tags.value != tags.run_uuid)
             self._runs = {str(value): str(run_id) for value, run_id in connection.execute(wanted)}
@@ -102,7 +102,7 @@ class Places:
         from sqlalchemy import select
 
         of = getattr(self._database.tables, table).c
-        with self._database.engine.connect() as connection:
+        with self._database.look() as connection:
             found = connection.execute(select(of[column]).where(of[key] == value)).scalar()
         return None if found is None else str(found)
 
@@ -137,6 +137,7 @@ class Places:
         return self._experiments[asked]
 
     def _find(self, offline_id: str | None, name: str | None, experiment_id: str | None) -> Place:
+        self._database.settle()
         store = self._database.store
         state = None if offline_id is None else self._store.experiments().get(offline_id)
         if experiment_id is not None:

@@ -184,6 +184,7 @@ class RunImport:
                 self._put_mark(connection, is_over=False)
         self._report.add(self._done)
         if files:
+            self._database.settle()
             self._carry_files(uri)
             with self._database.transaction() as connection:
                 self._end(connection, place)
