@@ -6,6 +6,7 @@ words. What a server refuses in answer (a param of another value) is refused her
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -34,6 +35,9 @@ from mlferry_spool.records import (
 __all__ = ["Gathered"]
 
 _NAME_TAG = "mlflow.runName"
+
+#: As long as its column is, and no path.
+_MODEL_ID = re.compile(r"[\w-]{1,36}", re.ASCII)
 
 Refuse = Callable[[str, str, str], None]
 
@@ -132,6 +136,8 @@ class Gathered:
 
 def check_model(record: ModelStart | ModelUpdate) -> None:
     """Raises Unencodable: a name or text of a logged model is none that a database takes."""
+    if not _MODEL_ID.fullmatch(record.model_id):
+        raise Unencodable("its id is none that a database has room for")
     texts = {**record.params, **record.tags}
     for what, text in (
         ("model id", record.model_id),

@@ -53,7 +53,8 @@ class RunMark:
             mark.records = int(number)
             for place in places:
                 name, numbers = place.split(":")
-                mark._cursors[name] = Cursor(*(int(number, 16) for number in numbers.split(".")))
+                segment, byte, sequence = (int(number, 16) for number in numbers.split("."))
+                mark._cursors[name] = Cursor(segment, byte, sequence)
         except (ValueError, TypeError):
             return cls()
         return mark

@@ -14,7 +14,7 @@ import posixpath
 import re
 import urllib.parse
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlferry_agent import encoding
@@ -80,25 +80,30 @@ class Registry:
             self._carry(line)
 
     def _carry(self, line: Line) -> None:
-        told = self._told(line)
+        name, told = self._told(line)
         if told == len(line.operations) or (line.is_deleted and not told):
             self._report.there["registry operations"] += len(line.operations)
             return
         whole = True
         for one in line.operations[told:]:
-            whole &= self._try(one)
+            if one.operation == "rename_registered_model" and name in line.names[line.names.index(one.name) + 1 :]:
+                continue
+            whole &= self._try(replace(one, name=name))
+            if one.operation == "rename_registered_model" and whole:
+                name = str(one.details.get("new_name"))
         if whole and not line.is_deleted:
             from mlflow.entities.model_registry import RegisteredModelTag
 
             self._store.set_registered_model_tag(line.names[-1], RegisteredModelTag(MARK_TAG, mark_of(line.operations)))
 
-    def _told(self, line: Line) -> int:
-        """How many of its operations the database was told."""
+    def _told(self, line: Line) -> tuple[str, int]:
+        """Under which of its names the database has it from an earlier import, and how many of its operations it was told:
+        none if one came in between, and then all are told again to what it is called now."""
         for name in reversed(line.names):
             found = self._find(name)
-            if found is not None and (told := told_before(line.operations, found.tags.get(MARK_TAG))):
-                return told
-        return 0
+            if found is not None and MARK_TAG in found.tags:
+                return name, told_before(line.operations, found.tags[MARK_TAG])
+        return line.names[0], 0
 
     def _find(self, name: str) -> Any:
         try:
