@@ -44,6 +44,9 @@ from mlferry_spool.writer import Writer  # noqa: E402
 
 T0 = 1_700_000_000_000
 
+#: Exit code of a command that leaves something to deliver.
+PENDING = 4
+
 
 def write_spool(spool: Path, runs: int, steps: int, keys: int, *, texts: int = 0) -> int:
     """Finished runs; each record has a point of every key. Returns how many points they have."""
@@ -72,8 +75,10 @@ def ferry(folder: Path, *words: str, **more: str) -> float:
     began = time.monotonic()
     command = [sys.executable, "-m", "mlferry_agent.main", *words]
     done = subprocess.run(command, env=environ(folder, **more), capture_output=True, text=True, check=False)
+    if done.returncode == PENDING:  # the end of a run is still to be told
+        return time.monotonic() - began + ferry(folder, *words, **more)
     if done.returncode:
-        raise RuntimeError(done.stdout + done.stderr)
+        raise RuntimeError(f"{words}: {done.returncode} {done.stdout} {done.stderr}")
     return time.monotonic() - began
 
 
@@ -129,9 +134,9 @@ class InPostgres:
 def rest(store: Any, bundle: Path, folder: Path, warm: Path, lock: Any) -> float:
     with store.fresh(folder) as (_, backend), MlflowServer(folder / "server", backend=backend) as server:
         ferry(folder / "warm", "import", str(warm))
-        ferry(folder / "warm", "sync", "--quiet", MLFERRY_TO=server.url)
+        ferry(folder / "warm", "sync", MLFERRY_TO=server.url)
         with lock():
-            return ferry(folder, "import", str(bundle)) + ferry(folder, "sync", "--quiet", MLFERRY_TO=server.url)
+            return ferry(folder, "import", str(bundle)) + ferry(folder, "sync", MLFERRY_TO=server.url)
 
 
 def lane(store: Any, bundle: Path, folder: Path, lock: Any) -> dict[str, float]:

@@ -68,6 +68,48 @@ def export(
     say(out, f"{counted(len(manifest.files), 'file')} in {', '.join(map(str, made))}{known}")
 
 
+Paths = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="PATH...",
+        exists=True,
+        help="A bundle, or its parts in order; an mlflow.db, an mlruns folder, TensorBoard's or wandb's folder.",
+        show_default=False,
+    ),
+]
+Into = Annotated[
+    str | None,
+    typer.Option(
+        "--into",
+        metavar="URI",
+        help="Write a bundle on into the database of an MLflow server; without PATH, the whole spool.",
+        show_default=False,
+    ),
+]
+ReceiptPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--receipt",
+        metavar="PATH",
+        help="Where to write a bundle's receipt. Default: beside the bundle.",
+        show_default=False,
+    ),
+]
+Experiment = Annotated[
+    str | None,
+    typer.Option("--experiment", metavar="NAME", help="Where runs of TensorBoard and wandb go.", show_default=False),
+]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        "--artifacts",
+        metavar="PLACE",
+        help="Where an MLflow server keeps its artifacts: a folder, or with --into a URI. Default: beside its database.",
+        show_default=False,
+    ),
+]
+
+
 @command(
     "import",
     CARRY,
@@ -80,46 +122,12 @@ def export(
     ends=IMPORTED,
 )
 def import_(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="PATH...",
-            exists=True,
-            help="A bundle, or its parts in order; an mlflow.db, an mlruns folder, TensorBoard's or wandb's folder.",
-            show_default=False,
-        ),
-    ] = None,
+    paths: Paths = None,
     dir: Dir = None,
-    into: Annotated[
-        str | None,
-        typer.Option(
-            "--into",
-            metavar="URI",
-            help="Write a bundle on into the database of an MLflow server; without PATH, the whole spool.",
-            show_default=False,
-        ),
-    ] = None,
-    receipt: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH", help="Where to write a bundle's receipt. Default: beside the bundle.", show_default=False
-        ),
-    ] = None,
-    experiment: Annotated[
-        str | None,
-        typer.Option(
-            "--experiment", metavar="NAME", help="Where runs of TensorBoard and wandb go.", show_default=False
-        ),
-    ] = None,
-    artifacts: Annotated[
-        str | None,
-        typer.Option(
-            "--artifacts",
-            metavar="PLACE",
-            help="Where an MLflow server keeps its artifacts: a folder, or with --into a URI. Default: beside its database.",
-            show_default=False,
-        ),
-    ] = None,
+    into: Into = None,
+    receipt: ReceiptPath = None,
+    experiment: Experiment = None,
+    artifacts: Artifacts = None,
     state_dir: State = None,
     stale_after: Stale = None,
     deleted: OnDeleted = None,

@@ -118,14 +118,14 @@ class Artifacts:
         if uri not in self._repositories:
             from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-            if len(self._repositories) > _MOST_REPOSITORIES:
+            if len(self._repositories) > _REPOSITORIES_KEPT:
                 self._repositories.clear()
             self._repositories[uri] = get_artifact_repository(uri)
         return self._repositories[uri]
 
 
 #: Connections to artifact stores that are kept, each for one run.
-_MOST_REPOSITORIES = 64
+_REPOSITORIES_KEPT = 64
 
 
 def _put_local(path: Path, source: Source, content: bytes | None) -> bool:

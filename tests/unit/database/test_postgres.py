@@ -58,3 +58,8 @@ def test_a_spool_is_written_into_postgresql_once(cluster: postgres.Postgres, tmp
     assert cluster.sql(name, "SELECT status, run_uuid FROM runs") == [("FINISHED", run.run_id)]
     assert ("team", "\u00fc\t\\n") in cluster.sql(name, "SELECT key, value FROM tags")
     assert [path.read_bytes() for path in (tmp_path / "files").rglob("a.bin")] == [b"1"]
+    cluster.sql(name, "DELETE FROM tags WHERE key = 'mlferry.imported'")
+    cluster.sql(name, "DELETE FROM metrics WHERE step > 1000")
+    mended = import_into(config, cluster.uri(name, driver), discover(config.dir), artifacts=str(tmp_path / "files"))
+    assert (mended.rows["metric points"], mended.there["metric points"]) == (999, 1_007 + 6)
+    assert cluster.sql(name, "SELECT count(*) FROM metrics") == [("2006",)]
