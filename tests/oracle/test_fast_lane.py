@@ -5,6 +5,7 @@ The oracle as everywhere: what that server holds is compared field by field with
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from tests.oracle.normalise import Flat, flat
 from tests.oracle.stage import Performance, Stage
 from tests.servers import MlflowServer
 
-SCRIPTS = ("basics", "media", "asked")
+SCRIPTS = [("media",), pytest.param(("basics", "asked"), marks=pytest.mark.long)]
 
-#: For a check of what the oracle sees: the id of each run and model of one script, offline.
+#: The id of each run and model of one script, offline.
 Ids = dict[str, set[str]]
 
 
@@ -56,12 +57,12 @@ def ids_in(spool: Path) -> Ids:
     return {"runs": {run["run_id"] for run in held.runs}, "models": {model["model_id"] for model in held.models}}
 
 
-@pytest.fixture(scope="module")
-def lane(stage: Stage) -> Iterator[Lane]:
+@pytest.fixture(scope="module", params=SCRIPTS, ids=" and ".join)
+def lane(stage: Stage, request: pytest.FixtureRequest) -> Iterator[Lane]:
     online, offline, expected, ids = {}, {}, {}, {}
-    server = MlflowServer(stage.folder / "lane")
+    server = MlflowServer(stage.folder / f"lane of {request.param[0]}")
     server.root.mkdir()
-    for script in SCRIPTS:
+    for script in request.param:
         online[script] = stage.perform_online(script)
         offline[script] = stage.perform_offline(script)
         assert (offline[script].code, online[script].code) == (0, 0), offline[script].words
@@ -73,27 +74,31 @@ def lane(stage: Stage) -> Iterator[Lane]:
         yield Lane(server, online, offline, expected, ids)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_what_a_script_logged_is_in_the_database_as_if_it_had_been_online(lane: Lane, script: str) -> None:
-    found = lane.found(script)
-    assert lane.expected[script]["runs/count"]
-    assert differences.between(lane.expected[script], found, differences.allowed()) == []
+@pytest.mark.timeout(600)
+def test_what_a_script_logged_is_in_the_database_as_if_it_had_been_online(lane: Lane) -> None:
+    for script, expected in lane.expected.items():
+        assert expected["runs/count"]
+        assert differences.between(expected, lane.found(script), differences.allowed()) == []
 
 
 def test_runs_and_models_keep_their_ids(lane: Lane) -> None:
     held = snapshot.take(lane.server.url)
     assert {run["run_id"] for run in held.runs} == set().union(*(ids["runs"] for ids in lane.ids.values()))
     assert {model["model_id"] for model in held.models} == set().union(*(ids["models"] for ids in lane.ids.values()))
-    assert len(held.runs) >= 8 and len(held.models) >= 2
+    assert len(held.runs) >= 2 and held.models
 
 
 def test_a_model_loads_by_its_own_id_and_by_its_run_and_its_registered_name(lane: Lane) -> None:
+    if "media" not in lane.ids:
+        return  # no other script has one that loads
     [first, *_] = sorted(lane.ids["media"]["models"])
     mlflow.set_tracking_uri(lane.server.url)
     try:
         info = mlflow.models.get_model_info(f"models:/{first}")
         assert (info.model_id, info.run_id in lane.ids["media"]["runs"]) == (first, True)
-        ways = (f"models:/{first}", f"runs:/{info.run_id}/{info.name}", "models:/oracle media@champion")
-        assert [list(mlflow.pyfunc.load_model(way).predict([2.0])) for way in ways] == [[4.0]] * 3
+        ways = (f"models:/{first}", f"runs:/{info.run_id}/{info.artifact_path}", "models:/oracle media@champion")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of MLflow, about the type hints of the model
+            assert [list(mlflow.pyfunc.load_model(way).predict([2.0])) for way in ways] == [[4.0]] * 3
     finally:
         mlflow.set_tracking_uri(None)

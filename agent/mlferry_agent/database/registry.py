@@ -226,8 +226,8 @@ class Registry:
             source,
             run_id=run_id,
             tags=[ModelVersionTag(key, value) for key, value in tags.items()],
-            run_link=details.get("run_link"),
-            description=details.get("description"),
+            run_link=details.get("run_link") or "",  # as through a server, whose protobuf knows no absent text
+            description=details.get("description") or "",
             model_id=model_id,
         )
         self._places.versions[one.uid] = (one.name, str(version.version))
