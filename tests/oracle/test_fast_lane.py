@@ -96,7 +96,7 @@ def test_a_model_loads_by_its_own_id_and_by_its_run_and_its_registered_name(lane
     try:
         info = mlflow.models.get_model_info(f"models:/{first}")
         assert (info.model_id, info.run_id in lane.ids["media"]["runs"]) == (first, True)
-        ways = (f"models:/{first}", f"runs:/{info.run_id}/{info.artifact_path}", "models:/oracle media@champion")
+        ways = (f"models:/{first}", f"runs:/{info.run_id}/{info.name}", "models:/oracle media@champion")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of MLflow, about the type hints of the model
             assert [list(mlflow.pyfunc.load_model(way).predict([2.0])) for way in ways] == [[4.0]] * 3
