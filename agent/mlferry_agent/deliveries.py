@@ -55,10 +55,11 @@ _SMALL = (Lane.PARAMS, Lane.ATTRIBUTES, Lane.MODELS, Lane.METRICS, Lane.INPUTS)
 #: What takes more than one request.
 _MODEL_ACTIONS = (Action.MODEL, Action.MODEL_LINK)
 
-#: Files of one run on their way at once; the transport bounds those of all runs together.
+#: Files of one run that are opened, sent or settled at once. The transport sends fewer, those of all runs together: so it
+#: need not wait while the next one is opened.
 #: Beyond: the others wait, while records go their way.
 #: Test: tests/unit/agent/test_limits.py::test_a_few_files_of_a_run_are_on_their_way_at_once
-_TRANSFERS = 4
+_TRANSFERS = 8
 
 _DONE = (Verdict.ACCEPTED, Verdict.ALREADY)
 

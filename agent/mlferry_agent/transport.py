@@ -39,6 +39,7 @@ from mlferry_agent.errors import AgentError, Misconfigured, Unreachable, Unreada
 from mlferry_agent.repositories import Repositories
 from mlferry_agent.requests import Request
 from mlferry_spool.blobs import open_regular
+from mlferry_spool.errors import SpoolError
 
 #: Requests, and files, on their way at once: a kind neighbour of a server that others use too.
 #: Beyond: they wait for their turn, and a wait does not count against a request's time.
@@ -50,6 +51,9 @@ MAX_API_CONNECTIONS, MAX_FILE_CONNECTIONS = 4, 4
 #: Test: tests/unit/test_transport.py::test_an_answer_without_end_does_not_fill_the_memory
 MAX_ANSWER_BYTES = 64 * 2**20
 IDLE_CONNECTION_S = 4.0
+
+#: Bytes of a file that are read at once. While they are sent the next are read, so that disk, digest and network do not wait
+#: for each other; an upload holds two of these, and what its socket takes.
 CHUNK_BYTES = 2**18
 
 #: Characters of a secret that is taken out of what a server says; shorter ones would be found in any text.
@@ -118,13 +122,15 @@ class Transport:
     async def upload(self, request: Request, file: BinaryIO | str | os.PathLike[str], size: int) -> Answer:
         """Send exactly `size` bytes of `file` as the body, from its beginning, in constant memory.
 
-        `file` is a path, or a binary file object that nobody else moves meanwhile. The server sees Content-Length, so
-        it keeps nothing when the upload breaks off.
+        `file` is a path, or a binary file object that nobody else moves meanwhile; a `Content` is sent in one piece. The
+        server sees Content-Length, so it keeps nothing when the upload breaks off.
 
         Raises:
             Unreachable: no whole answer, or no byte moved for `timeout_s`. Misconfigured: as `send`.
-            UnreadableFile: the file cannot be read or is shorter than `size`.
+            UnreadableFile: the file cannot be read or is shorter than `size`. BlobMismatch: its reading raised that.
         """
+        if isinstance(file, Content):
+            return await self._upload_small(request, file.getvalue())
         async with contextlib.AsyncExitStack() as stack:
             if request.is_direct:
                 return await self._repositories.upload(request, _open_file(file, stack), size)
@@ -132,7 +138,7 @@ class Transport:
             await stack.enter_async_context(self._file_slots)
             try:
                 return await self._watched(self._upload(request, body), body)
-            except AgentError:
+            except (AgentError, SpoolError):
                 # The reader's failure reaches us dressed as a connection error: the network is not to blame.
                 if body.failure is not None:
                     raise body.failure from None
@@ -165,6 +171,13 @@ class Transport:
             raise failure
         return self._answer(response, b"")
 
+    async def _upload_small(self, request: Request, content: bytes) -> Answer:
+        limit = aiohttp.ClientTimeout(total=self.destination.timeout_s)
+        async with self._file_slots:
+            with _translated():
+                async with self._open(request, aiohttp.BytesPayload(content), limit) as response:
+                    return self._answer(response, await self._read(response))
+
     async def _upload(self, request: Request, body: _FileBody) -> Answer:
         limit = aiohttp.ClientTimeout(total=None, sock_connect=self.destination.timeout_s)
         with _translated():
@@ -187,7 +200,7 @@ class Transport:
         raise Unreachable(f"the upload stood still for {self.destination.timeout_s:g} s")
 
     def _open(
-        self, request: Request, body: bytes | _FileBody | None, limit: aiohttp.ClientTimeout
+        self, request: Request, body: bytes | aiohttp.Payload | None, limit: aiohttp.ClientTimeout
     ) -> aiohttp.client._RequestContextManager:
         if self._session is None:
             raise RuntimeError("the transport is not open")
@@ -235,6 +248,10 @@ class Transport:
         return Answer(response.status, headers, body)
 
 
+class Content(io.BytesIO):
+    """A small file that is in memory as a whole."""
+
+
 class _FileBody(aiohttp.Payload):
     """A request body read from a file in a thread, always from its beginning, `size` bytes and no more.
 
@@ -247,25 +264,39 @@ class _FileBody(aiohttp.Payload):
         self._file = file
         self._length = self._size = size  # _size is what aiohttp derives Content-Length from
         self.moved = 0
-        self.failure: UnreadableFile | None = None
+        self.failure: UnreadableFile | SpoolError | None = None
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         await self.write_with_length(writer, None)
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        sent = 0
-        while sent < self._length:
-            chunk = await self._chunk(sent)
-            await writer.write(chunk)
-            sent += len(chunk)
-            self.moved += len(chunk)
+        sent, reading = 0, self._begin(0)
+        try:
+            while sent < self._length:
+                chunk = await self._chunk(reading, sent)
+                if sent + len(chunk) < self._length:
+                    reading = self._begin(sent + len(chunk))
+                await writer.write(chunk)
+                sent += len(chunk)
+                self.moved += len(chunk)
+        finally:
+            # Whoever sends it again begins at the beginning: nobody else may move the file then.
+            await asyncio.wait({reading})
+
+    def _begin(self, offset: int) -> asyncio.Future[bytes]:
+        reading = asyncio.get_running_loop().run_in_executor(None, self._read_at, offset)
+        reading.add_done_callback(_seen)
+        return reading
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         raise TypeError("a streamed body has no text")
 
-    async def _chunk(self, offset: int) -> bytes:
+    async def _chunk(self, reading: asyncio.Future[bytes], offset: int) -> bytes:
         try:
-            chunk = await asyncio.to_thread(self._read_at, offset)
+            chunk = await asyncio.shield(reading)
+        except SpoolError as error:
+            self.failure = error
+            raise
         except (OSError, ValueError) as error:
             self.failure = UnreadableFile(f"reading failed at byte {offset}: {type(error).__name__}: {error}")
             raise self.failure from error
@@ -278,6 +309,12 @@ class _FileBody(aiohttp.Payload):
         if offset == 0:
             self._file.seek(0)
         return self._file.read(min(CHUNK_BYTES, self._length - offset))
+
+
+def _seen(reading: asyncio.Future[bytes]) -> None:
+    """What failed is of no interest to who does not send any more."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 def user_agent() -> str:

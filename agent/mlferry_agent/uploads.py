@@ -1,15 +1,20 @@
 """Files on their way to the server: checked against their digest, and the one kind that names ids speaks the server's.
 
-``MLmodel`` files are where MLflow writes ids into files; they are rewritten (``rewriting``) and sent from memory. All others
-are streamed from the spool as they are.
+A file is digested while it is sent, so it is read once, and its last bytes are given out only when all of them are what its
+name says. What is not is broken off before its end, and a server keeps nothing of a body that is shorter than announced. So
+what was checked is what was sent, and no check keeps the network waiting.
+
+``MLmodel`` files are where MLflow writes ids into files; they are rewritten (``rewriting``) and sent from memory, as are
+small files. All others are streamed from the spool as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import io
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -22,17 +27,23 @@ from mlferry_agent.ledger import Ledger
 from mlferry_agent.models import Models
 from mlferry_agent.planner import Target
 from mlferry_agent.rewriting import Ids, ids_in, rewrite_mlmodel
-from mlferry_spool.blobs import Blob, Blobs, digest_of
+from mlferry_agent.transport import Content
+from mlferry_spool.blobs import Blob, Blobs
 from mlferry_spool.errors import BlobMismatch
 from mlferry_spool.records import Artifact, ModelUpdate
 from mlferry_spool.trust import open_trusted
 
-__all__ = ["MOST_MLMODEL_BYTES", "Uploads", "ids_of", "is_mlmodel"]
+__all__ = ["MOST_MLMODEL_BYTES", "CheckedBlob", "Uploads", "ids_of", "is_mlmodel", "open_blob"]
 
 #: Bytes of an ``MLmodel``, which is rewritten in memory; none that MLflow writes comes near this.
 #: Beyond: the file is sent as it is, the ids in it stay those of the spool.
 #: Test: tests/unit/agent/test_limits.py::test_an_mlmodel_that_is_too_large_to_be_one_is_sent_as_it_is
 MOST_MLMODEL_BYTES = 16 << 20
+
+#: Bytes of a file that is read in one piece, and checked before anything of it is sent.
+#: Beyond: it is streamed.
+#: Test: tests/unit/agent/test_uploads.py::test_of_a_small_file_that_has_rotted_nothing_is_sent
+_SMALL_BYTES = 256 << 10
 
 _AS_BYTES = (("content-type", "application/octet-stream"),)
 
@@ -71,21 +82,51 @@ class Uploads:
             await self._models.known(model_id, workspace)
 
     async def _send(self, request: requests.Request, path: str, blob: Blob, directory: Path) -> Reply:
-        # What was checked is what is sent: the open file, whatever stands under its name by then.
-        with _Opening(Blobs(directory).path(blob.sha256), blob) as opening:
-            file = await asyncio.to_thread(opening.open)
-            if not is_mlmodel(path) or blob.size > MOST_MLMODEL_BYTES:
-                return await self._courier.upload(request, file, blob.size)
-            content = await asyncio.to_thread(_whole, file, blob.size)
+        place, is_model = Blobs(directory).path(blob.sha256), is_mlmodel(path) and blob.size <= MOST_MLMODEL_BYTES
+        if not is_model and blob.size > _SMALL_BYTES:
+            with _Opening(place, blob) as opening:
+                return await self._courier.upload(request, await asyncio.to_thread(opening.open), blob.size)
+        content = await asyncio.to_thread(_whole, place, blob)
+        if not is_model:
+            return await self._courier.upload(request, Content(content), blob.size)
         await self.know(content.decode(errors="replace"), request.workspace)
         return await self._courier.ask(replace(request, body=rewrite_mlmodel(content, self.ids), headers=_AS_BYTES))
 
 
-class _Opening:
-    """A blob that is opened in a thread, and closed also where whoever waited for it was cancelled meanwhile.
+class CheckedBlob(io.BufferedReader):
+    """A blob that is read from its beginning on. The read that would come to its end raises ``BlobMismatch`` where the
+    bytes are not those of its name; so does the opening, where its size is another one: a sparse file that claims a terabyte
+    is not read to its end.
 
-    Then it is not read to its end either: a process ends with the last of its threads, and to digest a terabyte takes long.
+    It is not for several readers at once. Raises ``UntrustedFile``, OSError as well.
     """
+
+    def __init__(self, path: Path, expected: Blob) -> None:
+        super().__init__(io.FileIO(open_trusted(path), "rb"))
+        self._path, self._expected = path, expected
+        self._sha256, self._at = hashlib.sha256(), 0
+        if os.fstat(self.fileno()).st_size != expected.size:
+            self.close()
+            raise BlobMismatch(path=path)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Begin again; there is no other place to go to."""
+        if offset or whence:
+            raise io.UnsupportedOperation("a blob is read from its beginning")
+        self._sha256, self._at = hashlib.sha256(), 0
+        return super().seek(0)
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self._sha256.update(data)
+        self._at += len(data)
+        if self._at >= self._expected.size and self._sha256.digest() != self._expected.sha256:
+            raise BlobMismatch(path=self._path)
+        return data
+
+
+class _Opening:
+    """A blob that is opened in a thread, and closed also where whoever waited for it was cancelled meanwhile."""
 
     def __init__(self, path: Path, expected: Blob) -> None:
         self._path, self._expected = path, expected
@@ -95,16 +136,12 @@ class _Opening:
 
     def open(self) -> BinaryIO:
         """Raises as ``open_blob``."""
-        file = open_blob(self._path, self._expected, self._go_on)
+        file = open_blob(self._path, self._expected)
         with self._lock:
             self._file = file
             if self._is_over:
                 file.close()
         return file
-
-    def _go_on(self) -> None:
-        if self._is_over:
-            raise InterruptedError("nobody waits for this file any more")
 
     def __enter__(self) -> _Opening:
         return self
@@ -121,22 +158,15 @@ def is_mlmodel(path: str) -> bool:
     return path.rpartition("/")[2] == "MLmodel"
 
 
-def open_blob(path: Path, expected: Blob, go_on: Callable[[], None] = lambda: None) -> BinaryIO:
-    """A blob that is what its name says, open. Raises ``BlobMismatch``, ``UntrustedFile``, OSError, and as ``go_on``."""
-    file = os.fdopen(open_trusted(path), "rb")
-    try:
-        # The size first: a sparse file that claims a terabyte is not read to its end.
-        if os.fstat(file.fileno()).st_size != expected.size or digest_of(file, go_on) != expected:
-            raise BlobMismatch(path=path)
-    except BaseException:
-        file.close()
-        raise
-    return file
+def open_blob(path: Path, expected: Blob) -> CheckedBlob:
+    """Raises as ``CheckedBlob``."""
+    return CheckedBlob(path, expected)
 
 
-def _whole(file: BinaryIO, size: int) -> bytes:
-    file.seek(0)
-    return file.read(size)
+def _whole(path: Path, expected: Blob) -> bytes:
+    """All of a blob. Raises as ``CheckedBlob``."""
+    with open_blob(path, expected) as file:
+        return file.read(expected.size)
 
 
 def ids_of(ledger: Ledger) -> Ids:

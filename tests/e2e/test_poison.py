@@ -81,7 +81,7 @@ def file(path: str) -> Put:
 
 def spoiled(path: str, spoil: Callable[[Path], object]) -> Put:
     def put(run: SpooledRun) -> None:
-        blob = Blobs(run.directory, durable=False).put_bytes(path.encode() * 100)
+        blob = Blobs(run.directory, durable=False).put_bytes(path.encode() * (100_000 if "large" in path else 100))
         run.writer.put(records.Artifact(T0, path, blob.sha256, blob.size))
         spoil(Blobs(run.directory).path(blob.sha256))
 
@@ -143,6 +143,7 @@ FILES = [
     Poison("artifact", "100%41", ("%",), file("100%41")),
     Poison("artifact", "x" * 300, ("bytes",), file("x" * 300)),
     Poison("artifact", "rotten", ("digest",), spoiled("rotten", rot)),
+    Poison("artifact", "rotten and large", ("digest",), spoiled("rotten and large", rot)),
     Poison("artifact", "short", ("digest",), spoiled("short", lambda path: os.truncate(path, 10))),
     Poison("artifact", "gone", ("No such file",), spoiled("gone", Path.unlink)),
 ]

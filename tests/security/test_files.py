@@ -148,11 +148,17 @@ def test_names_that_change_all_the_time_never_lead_to_another_spool(mine: Spool,
 
 
 async def test_what_was_checked_is_what_is_sent(mine: Spool, theirs: Spool) -> None:
-    """Between the digest and the upload stands an open file, not a name."""
+    """What is digested and sent is an open file, not a name."""
     with open_blob(mine.blob_path, mine.blob) as file:
         swap(mine.blob_path, theirs.blob_path)
-        file.seek(0)
         assert file.read() == b"harmless"
+    mine.blob_path.unlink()
+    mine.blob_path.write_bytes(b"harmless")
+    with open_blob(mine.blob_path, mine.blob) as file:
+        mine.blob_path.write_bytes(b"harmful!")
+        assert file.read(7) == b"harmful"
+        with pytest.raises(BlobMismatch):
+            file.read(1)
 
 
 # -- what is no plain file ------------------------------------------------------------------------------------------------

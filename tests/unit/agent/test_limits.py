@@ -85,10 +85,10 @@ async def test_a_few_files_of_a_run_are_on_their_way_at_once(bench: Workbench) -
     for number in range(40):
         run.artifact(f"{number}.bin", bytes([number]) * 10)
     run.end()
-    bench.server.crowd = 4
+    bench.server.crowd = 8
     await bench.deliver()
     assert apart(bench.server, run.logged) == []
-    assert bench.server.most_in_flight == 4
+    assert bench.server.most_in_flight == 8
 
 
 async def test_an_mlmodel_that_is_too_large_to_be_one_is_sent_as_it_is(
