@@ -14,7 +14,7 @@ from mlferry_agent.credentials import Destination, destination
 from mlferry_agent.errors import NoDestination
 from mlferry_agent.ledger import Ledger, ledger_path
 from mlferry_agent.naming import Names, look_up
-from mlferry_agent.status import RunStatus, everything, run_status
+from mlferry_agent.status import RunStatus, everything, run_statuses
 from mlferry_agent.stores import parse
 
 __all__ = ["destination_of", "known_url", "names", "read_ledger", "statuses", "used_ledgers"]
@@ -37,7 +37,7 @@ def statuses(config: Config, environ: Mapping[str, str], wanted: Iterable[str] =
     runs = everything(config.dir, wanted)
     ledger = read_ledger(config, environ)
     try:
-        return [run_status(run, ledger) for run in runs]
+        return run_statuses(runs, ledger)
     finally:
         if ledger is not None:
             ledger.close()

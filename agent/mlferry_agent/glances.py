@@ -23,7 +23,7 @@ from mlferry_agent.ledger import Ledger
 from mlferry_spool.layout import segment_name, writer_names
 from mlferry_spool.tailer import Cursor
 
-__all__ = ["Glance", "Settled", "delivered", "is_caught_up"]
+__all__ = ["Glance", "Settled", "delivered", "is_caught_up", "is_settled"]
 
 #: How old the change of a directory must be to be the last one of its time (nanoseconds): kernels tick every 10 ms at most;
 #: of clocks of file servers nothing is known, but that they are not far off.
@@ -57,7 +57,7 @@ class Glance:
         """Look at a run that is delivered to its end. None if its files are not those that were delivered, or may change
         without a sign."""
         glance = cls(tuple((path, _changed(path)) for path in map(str, run.directories)), (), ())
-        return glance._if_believed(local_disk) if _are_settled(glance.directories, known) else None
+        return glance._if_believed(local_disk) if is_settled(run, known) else None
 
     def _if_believed(self, local_disk: bool) -> Glance | None:
         """Not where a directory changed so lately that it may change again without another time."""
@@ -114,10 +114,10 @@ def delivered(ledger: Ledger) -> dict[str, dict[str, Cursor]]:
     return found
 
 
-def _are_settled(directories: Iterable[tuple[str, int]], known: Settled) -> bool:
-    """Whether there are the same logs, and each ends where it was read to."""
+def is_settled(run: RunLog, known: Settled) -> bool:
+    """Whether the files of a run are those that were delivered: the same logs, and each ends where it was read to."""
     try:
-        writers = [(path, name) for path, _ in directories for name in writer_names(path)]
+        writers = [(path, name) for path in map(str, run.directories) for name in writer_names(path)]
         return len(writers) == len(known) and all(
             (cursor := known.get(name)) is not None and log_end(f"{path}/{name}") == (cursor.segment, cursor.byte)
             for path, name in writers

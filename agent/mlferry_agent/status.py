@@ -16,6 +16,7 @@ from mlferry_agent.closing import WriterFacts, verdict
 from mlferry_agent.discovery import STORE, RunLog, discover, store_log
 from mlferry_agent.errors import NoSuchRun
 from mlferry_agent.feeds import opening_from, written_at
+from mlferry_agent.glances import delivered, is_settled
 from mlferry_agent.lanes import CONTROL, Lane, lane_of
 from mlferry_agent.ledger import Ledger, Quarantined, RunRow, WriterRow
 from mlferry_agent.rows import shortfall
@@ -26,7 +27,17 @@ from mlferry_spool.reader import LogReader
 from mlferry_spool.records import Kind, Open, RunEnd
 from mlferry_spool.tailer import Entry, Lost
 
-__all__ = ["LogCount", "RunStatus", "count_log", "everything", "exit_code", "run_status", "select", "survey"]
+__all__ = [
+    "LogCount",
+    "RunStatus",
+    "count_log",
+    "everything",
+    "exit_code",
+    "run_status",
+    "run_statuses",
+    "select",
+    "survey",
+]
 
 #: Exit codes of every command that speaks about delivery.
 ALL_ACKNOWLEDGED, FAILURE, USAGE, SET_ASIDE, PENDING = 0, 1, 2, 3, 4
@@ -97,7 +108,7 @@ class LogCount:
 
 def survey(root: Path, ledger: Ledger | None, wanted: Iterable[str] = ()) -> list[RunStatus]:
     """The status of the runs in a spool, in order of start time; ``wanted`` selects as ``select``."""
-    return [run_status(run, ledger) for run in everything(root, wanted)]
+    return run_statuses(everything(root, wanted), ledger)
 
 
 def everything(root: Path, wanted: Iterable[str] = ()) -> list[RunLog]:
@@ -118,6 +129,37 @@ def select(runs: list[RunLog], wanted: Iterable[str]) -> list[RunLog]:
     if not names:
         return runs
     return [_one(runs, name) for name in names]
+
+
+def run_statuses(runs: Iterable[RunLog], ledger: Ledger | None) -> list[RunStatus]:
+    """The status of many runs. For those that were delivered to their end, and whose files are still those, the ledger
+    answers, all at once; only the others are read."""
+    ends = {} if ledger is None else delivered(ledger)
+    told = {} if ledger is None else _as_the_ledger_tells(ledger)
+    return [
+        told[run.run_id]
+        if (known := ends.get(run.run_id)) is not None and is_settled(run, known)
+        else run_status(run, ledger)
+        for run in runs
+    ]
+
+
+def _as_the_ledger_tells(ledger: Ledger) -> dict[str, RunStatus]:
+    """Every run, as it stands if nothing of it waits and nothing of it went wrong."""
+    rows = ledger.rows(
+        "SELECT runs.run_id, run_name, experiment_name, server_run_id, status, sum(acknowledged)"
+        " FROM runs JOIN writers ON writers.run_id = runs.run_id GROUP BY runs.run_id"
+    )
+    plain: dict[str, Any] = {
+        "live": False,
+        "pending": 0,
+        "approximate": False,
+        "quarantined": [],
+        "dropped": 0,
+        "lost": 0,
+    }
+    names = ("run_id", "run_name", "experiment_name", "server_run_id", "status", "acknowledged")
+    return {row[0]: RunStatus(**dict(zip(names, row, strict=True)), **plain, lag_s=None, parked=None) for row in rows}
 
 
 def run_status(

@@ -24,7 +24,7 @@ def overview() -> None:
     from mlferry_agent.destinations import known_url
     from mlferry_agent.holding import is_held
     from mlferry_agent.ledger import ledger_path
-    from mlferry_agent.status import everything, run_status
+    from mlferry_agent.status import survey
     from mlferry_agent.summary import summary
     from mlferry_agent.views.overview import show_overview
     from mlferry_agent.views.progress import waiting
@@ -33,7 +33,7 @@ def overview() -> None:
     with _ledgers(config) as ledgers:
         for number, ledger in enumerate(ledgers):
             with waiting(err, "counting"):
-                statuses = [run_status(run, ledger) for run in everything(config.dir)]
+                statuses = survey(config.dir, ledger)
             url = known_url(config, os.environ) if ledger is None else ledger.url
             held = url is not None and is_held(ledger_path(config.state_dir, url))
             if number:

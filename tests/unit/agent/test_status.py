@@ -18,7 +18,7 @@ from mlferry_agent import status as standing
 from mlferry_agent.discovery import discover
 from mlferry_agent.errors import NoSuchRun
 from mlferry_agent.ledger import RunRow
-from mlferry_agent.status import RunStatus, exit_code, run_status, select
+from mlferry_agent.status import RunStatus, exit_code, run_status, run_statuses, select, survey
 from mlferry_spool import records
 
 RECORDS = 7
@@ -169,3 +169,32 @@ async def test_a_run_that_its_last_program_left_running_has_no_end_that_is_pendi
     await bench.deliver()
     found = status_of(bench, run)
     assert (found.status, found.end_pending, exit_code([found])) == ("RUNNING", False, standing.ALL_ACKNOWLEDGED)
+
+
+async def test_what_the_ledger_answers_for_many_is_what_is_read_of_each(bench: Workbench) -> None:
+    ended, killed, resumed, lives = (SpooledRun(bench.spool, "e", run_name=name) for name in "abcd")
+    for run in (ended, killed, resumed, lives):
+        run.metrics(1, {"m": 1.0})
+    ended.end()
+    resumed.end()
+    killed.writer.close()
+    await bench.deliver()
+    resumed.beside(resumed=True).metrics(2, {"m": 1.0})
+    SpooledRun(bench.spool, "e").end()
+    with bench.ledger() as ledger:
+        runs = discover(bench.spool)
+        one_by_one = [replace(run_status(run, ledger), lag_s=None) for run in runs]
+        at_once = [replace(status, lag_s=None) for status in run_statuses(runs, ledger)]
+    assert at_once == one_by_one
+    assert [status.pending for status in at_once].count(0) == 4
+
+
+async def test_a_run_that_is_delivered_is_not_read_to_tell_how_it_stands(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SpooledRun(bench.spool, "e")
+    run.end()
+    await bench.deliver()
+    monkeypatch.setattr(standing, "count_log", None)
+    with bench.ledger() as ledger:
+        assert [found.status for found in survey(bench.spool, ledger)] == ["FINISHED"]
