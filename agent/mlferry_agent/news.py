@@ -4,6 +4,8 @@ A run that was never looked at has news, unless the ledger says that it is deliv
 that is over is compared with a glance at a look everywhere; one that may grow is, at every look. Only where the glance does
 not hold any more is the run's signature taken, and only where that is another one is the run delivered.
 
+A writer that only says that it lives is no news while it holds its lock.
+
 What time alone can change is looked for at a look everywhere: a writer that no lock speaks for grows stale, and a log that
 was not read to its end may be readable by now.
 """
@@ -22,11 +24,16 @@ from mlferry_agent.feeds import opening_from
 from mlferry_agent.glances import Glance, delivered, is_caught_up
 from mlferry_agent.ledger import Ledger, RunRow, WriterRow
 from mlferry_agent.terms import Terms
+from mlferry_spool.layout import segment_name
 from mlferry_spool.liveness import Lock, probe
+from mlferry_spool.peek import are_heartbeats
 from mlferry_spool.records import RunEnd
 from mlferry_spool.tailer import Cursor
 
 __all__ = ["News"]
+
+#: Bytes that are read to tell whether they are more than heartbeats, of which a silent writer logs one every 30 seconds.
+_FEW_BYTES = 256
 
 #: The signature of a run's logs; None of one that the ledger answers for.
 _Signature = tuple[tuple[str, int, int], ...] | None
@@ -49,6 +56,9 @@ class News:
         """Those of the runs that were never looked at."""
         return [run_id for run_id in runs if run_id not in self._seen]
 
+    def __len__(self) -> int:
+        return len(self._seen)
+
     def changed(self) -> list[str]:
         """Runs that are over, and whose glance does not hold. It is called in a thread."""
         seen, known, going = list(self._seen), self._glances, self.open
@@ -69,8 +79,9 @@ class News:
             is_held = self._is_held(run_id, glance.writers)
         else:
             found, is_held, glance = self._look_at(run)
-            if found != before:
+            if found != before and not (is_held and was_held and _is_only_alive(run, before, found)):
                 return True
+            self._seen[run_id] = found, was_held
             self._keep_glance(run_id, glance)
         return is_held != was_held or (everywhere and not is_held and self._is_due(run_id))
 
@@ -149,6 +160,20 @@ class News:
         """Whether time has done something to a run that is not closed."""
         since = self._silent_since.get(run_id, math.inf)
         return run_id in self.open and time.time() * 1000 - since > self.terms.stale_after_s * 1000
+
+
+def _is_only_alive(run: RunLog, before: _Signature, now: _Signature) -> bool:
+    """Whether all that was written are a few signs of life, of writers whose locks say the same."""
+    if before is None or now is None or [entry[:2] for entry in before] != [entry[:2] for entry in now]:
+        return False
+    grown = [
+        (name, segment, size, new) for (name, segment, size), (*_, new) in zip(before, now, strict=True) if new != size
+    ]
+    return all(
+        size < new <= size + _FEW_BYTES
+        and any(are_heartbeats(place / name / segment_name(segment), size, new) for place in run.directories)
+        for name, segment, size, new in grown
+    )
 
 
 def _is_closed(row: RunRow) -> bool:

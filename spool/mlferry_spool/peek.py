@@ -10,12 +10,21 @@ from pathlib import Path
 
 from mlferry_spool.codec import decode
 from mlferry_spool.errors import SpoolError
-from mlferry_spool.frames import PREAMBLE_BYTES, Frame, next_frame, read_preamble
+from mlferry_spool.frames import (
+    BEYOND_LENGTH,
+    EXT32,
+    HEADER,
+    OVERHEAD,
+    PREAMBLE_BYTES,
+    Frame,
+    next_frame,
+    read_preamble,
+)
 from mlferry_spool.layout import segment_name, segment_offset, writer_directories
-from mlferry_spool.records import Record
+from mlferry_spool.records import Kind, Record
 from mlferry_spool.trust import open_trusted
 
-__all__ = ["changed", "first_record", "newest_change"]
+__all__ = ["are_heartbeats", "changed", "first_record", "newest_change"]
 
 #: An opening is far smaller.
 _PEEK_BYTES = 16 << 10
@@ -58,3 +67,22 @@ def first_record(run: Path) -> Record | None:
         return decode(frame.kind, frame.payload) if isinstance(frame, Frame) and frame.sequence == 0 else None
     except (SpoolError, OSError):
         return None
+
+
+def are_heartbeats(segment: Path, start: int, end: int) -> bool:
+    """Whether these bytes of a segment are heartbeats and nothing else, by their headers alone."""
+    try:
+        fd = open_trusted(segment)
+        try:
+            data = os.pread(fd, end - start, start)
+        finally:
+            os.close(fd)
+    except (SpoolError, OSError):
+        return False
+    at = 0
+    while len(data) - at >= OVERHEAD:
+        mark, length, kind, _ = HEADER.unpack_from(data, at)
+        if mark != EXT32 or kind != Kind.HEARTBEAT:
+            return False
+        at += OVERHEAD + length - BEYOND_LENGTH
+    return at == len(data) == end - start

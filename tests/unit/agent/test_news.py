@@ -14,6 +14,7 @@ import pytest
 from tests.fakes.workbench import Workbench, apart
 from tests.spooling import SpooledRun
 
+from mlferry_agent import carrier as carrier_module
 from mlferry_agent import glances, news
 from mlferry_agent.carrier import Carrier
 from mlferry_agent.deliveries import Delivery
@@ -21,6 +22,7 @@ from mlferry_agent.discovery import RunLog, Runs, discover
 from mlferry_agent.glances import Glance, delivered
 from mlferry_agent.ledger import Ledger, Quarantined
 from mlferry_agent.terms import Terms
+from mlferry_spool.records import Heartbeat
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +172,37 @@ async def test_a_run_that_is_over_costs_no_look_at_its_logs(bench: Workbench, mo
         assert await deliveries(carrier, everywhere=False) == [lives.run_id]
         assert {run.run_id for run in looked} == {lives.run_id}
     lives.end()
+
+
+async def test_a_writer_that_only_says_that_it_lives_is_no_news_while_it_holds_its_lock(bench: Workbench) -> None:
+    run = SpooledRun(bench.spool, "e")
+    with bench.carrier() as carrier:
+        for _ in range(2):
+            await deliveries(carrier)
+        for _ in range(3):
+            run.writer.put(Heartbeat(int(time.time() * 1000)))
+            assert await deliveries(carrier) == []
+        run.writer.put(Heartbeat(int(time.time() * 1000)))
+        run.metrics(1, {"m": 1.0})
+        assert await deliveries(carrier, everywhere=False) == [run.run_id]
+        assert len(bench.server.run_of(run.run_id).points) == 1
+        run.writer.put(Heartbeat(int(time.time() * 1000)))
+        carrier._news._foreign.add(run.run_id)
+        assert await deliveries(carrier) == [run.run_id], "where no lock speaks, silence is measured from it"
+    run.end()
+
+
+async def test_runs_that_are_over_are_looked_at_more_rarely_the_more_there_are(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ended(bench)
+    with bench.carrier() as carrier:
+        await deliveries(carrier)
+        run.beside(resumed=True).metrics(2, {"m": 1.0})
+        monkeypatch.setattr(carrier_module, "_PAUSE_S_A_RUN", 1000.0)
+        assert await deliveries(carrier) == []
+        carrier._swept_at -= 1001
+        assert await deliveries(carrier) == [run.run_id]
 
 
 async def test_a_second_directory_of_a_run_is_news(bench: Workbench) -> None:
