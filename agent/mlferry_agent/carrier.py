@@ -64,6 +64,9 @@ _FULL_SCAN_S, _SCAN_SHARE = 15.0, 0.05
 #: Test: tests/unit/agent/test_carrier.py::test_growing_runs_are_looked_at_more_often_but_not_all_the_time
 _HASTE, _LOOK_SHARE = 5, 0.1
 
+#: One look in so many asks also for new writers of known runs, and for locks that are held no more; the others for growth.
+_CAREFUL = 4
+
 #: Seconds until runs that are over are looked at again, for each run that there is: it takes 3 microseconds, so a processor
 #: is busy with it for a thousandth of the time. From 5,000 runs on they are looked at less often than all others.
 _PAUSE_S_A_RUN = 0.003
@@ -116,6 +119,7 @@ class Carrier:
         self._delayed: dict[str, str] = {}
         self._due: dict[str, RunLog] = {}
         self._active: dict[str, asyncio.Task[None]] = {}
+        self._looks = 0
         self._beginning: dict[str, asyncio.TimerHandle] = {}
         self._scanned_at = self._listed_at = self._swept_at = self._searched_at = -math.inf
         self._scan_took_s, self._look_took_s, self._asked = 0.0, 0.0, False
@@ -148,6 +152,7 @@ class Carrier:
         time."""
         began = time.monotonic()
         self._grows = self.is_busy
+        self._looks += 1
         self._asked |= everywhere
         everywhere = self._may_scan(began)
         new = await self._list() if everywhere or self._may_list(began) else []
@@ -234,7 +239,8 @@ class Carrier:
         if run.run_id in self._delayed:
             return everywhere
         try:
-            return self._news.of(run, everywhere=everywhere)
+            quickly = not everywhere and self._looks % _CAREFUL != 0
+            return self._news.of(run, everywhere=everywhere, quickly=quickly)
         except OSError:
             return everywhere  # the delivery will say what is wrong
 

@@ -69,13 +69,14 @@ class Glance:
         for path, changed in self.directories:
             if _changed(path) != changed:
                 return False
-        for path, size in self.logs:
-            try:
-                if os.lstat(path).st_size != size:
-                    return False
-            except OSError:
-                return False
-        return True
+        return not self.has_grown()
+
+    def has_grown(self) -> bool:
+        """Whether a log is not as long as it was."""
+        try:
+            return any(os.lstat(path).st_size != size for path, size in self.logs)
+        except OSError:
+            return True
 
 
 def _last_segment(writer: str) -> tuple[str, int]:
