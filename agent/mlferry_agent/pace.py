@@ -44,11 +44,10 @@ class Pace:
 
     def __init__(self, most: int) -> None:
         self.limit = self._most = most
-        self._pause, self._rest = _PAUSE, 0
+        self._pause, self._rest = _PAUSE, _PAUSE  # a server that has just begun grows faster by itself
         self._up = False
-        self._usual: tuple[int, float] | None = (
-            None  # while another limit is tried: the one before, and its work a second
-        )
+        # While another limit is tried: the one before, and its work a second.
+        self._usual: tuple[int, float] | None = None
         self._begin: float | None = None
         self._work = self._busy_s = 0.0
         self._answers = 0

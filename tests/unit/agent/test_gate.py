@@ -65,6 +65,25 @@ async def test_whoever_gives_up_while_waiting_or_inside_leaves_no_place_taken(se
         assert not gate.has_room
 
 
+async def test_whoever_waits_goes_before_a_newcomer_also_when_more_are_allowed_meanwhile() -> None:
+    gate, order, leave = Gate(2), [], asyncio.Event()
+    gate.pace.limit = 1
+
+    async def ask(number: int) -> None:
+        async with gate.passed():
+            order.append(number)
+            await leave.wait()
+
+    tasks = [asyncio.create_task(ask(number)) for number in range(2)]
+    await asyncio.sleep(0)
+    gate.pace.limit = 2
+    tasks.append(asyncio.create_task(ask(2)))
+    await asyncio.sleep(0)
+    leave.set()
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2]
+
+
 async def test_fewer_are_let_in_when_the_pace_says_so() -> None:
     gate = Gate(4)
     async with gate.passed(), gate.passed():

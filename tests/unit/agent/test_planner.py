@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import time
 from itertools import count
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.examples import examples
 
 from mlferry_agent import limits
 from mlferry_agent.lanes import Action, Item, Lane, LaneQueue, Piece
-from mlferry_agent.planner import Target, next_batch, next_transfer, request_for, split
+from mlferry_agent.planner import Batch, Target, next_batch, next_small, next_transfer, request_for, split
 from mlferry_agent.rewriting import Ids
 from mlferry_agent.translation import translate
 from mlferry_spool.records import Artifact, Kind, Metrics, Params, Record, Tags
@@ -151,3 +153,50 @@ def test_what_may_be_stored_never_passes_a_record_that_is_not_settled(order: lis
         settled.add(index)
         covered = queue.acknowledged("w", 8)
         assert covered == acknowledged == next((n for n in range(8) if n not in settled), 8)
+
+
+# -- requests side by side -----------------------------------------------------------------------------------------------
+
+ORDER = (Lane.PARAMS, Lane.ATTRIBUTES, Lane.METRICS)
+
+
+def queues_with(points: int, *, value: float = 1.0, model_id: str | None = None) -> dict[Lane, LaneQueue]:
+    queues = {lane: LaneQueue(lane) for lane in ORDER}
+    for step in range(points):
+        add(queues[Lane.METRICS], Metrics(0, step, {"m": value}, model_id=model_id), Kind.METRICS)
+    return queues
+
+
+def test_full_requests_of_points_go_side_by_side_and_what_is_not_full_waits() -> None:
+    queues = queues_with(2_500)
+    beside: list[Batch] = []
+    while (batch := next_small(queues, ORDER, beside)) is not None:
+        beside.append(batch)
+    assert [len(batch.pieces) for batch in beside] == [1000, 1000]
+    last = next_small(queues, ORDER, [])
+    assert last is not None
+    assert len(last.pieces) == 500
+
+
+@pytest.mark.parametrize("points", [{"value": float("nan")}, {"model_id": "m-1"}], ids=["NaN", "of a model"])
+def test_points_of_which_the_order_counts_go_alone(points: dict[str, Any]) -> None:
+    first = next_small(queues_with(1_000), ORDER, [])
+    odd = next_small(queues_with(1_000, **points), ORDER, [])
+    assert first is not None
+    assert odd is not None
+    assert next_small(queues_with(1_000, **points), ORDER, [first]) is None
+    assert next_small(queues_with(1_000), ORDER, [odd]) is None
+
+
+def test_nothing_goes_beside_a_param_or_a_tag_nor_they_beside_anything() -> None:
+    queues = queues_with(1_000)
+    points = next_small(queues, ORDER, [])
+    assert points is not None
+    add(queues[Lane.ATTRIBUTES], Tags(0, {"t": "1"}), Kind.TAGS)
+    for step in range(1_000):
+        add(queues[Lane.METRICS], Metrics(1, step, {"m": 1.0}), Kind.METRICS)
+    assert next_small(queues, ORDER, [points]) is None  # else a tag would wait for as long as there are points
+    tags = next_small(queues, ORDER, [])
+    assert tags is not None
+    assert tags.lane is Lane.ATTRIBUTES
+    assert next_small(queues, ORDER, [tags]) is None
