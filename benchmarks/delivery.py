@@ -311,6 +311,8 @@ NOTES = [
     " p90.",
     "The bare client sends a create, the log-batches and the end of each run, over as many connections; the agent looks runs"
     " up before it creates them, besides.",
+    "Where there is one run only, the bare client sends its requests one after the other, the agent several at once where"
+    " that serves better.",
     "Client, server and database share the machine's cores; a network is not measured.",
 ]
 
