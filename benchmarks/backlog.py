@@ -2,7 +2,7 @@
 a large file.
 
     python benchmarks/backlog.py [week] [runs] [artifact] [--records N] [--runs N] [--gigabytes N] [--limit-s S]
-                                 [--to URL] [--json FILE] [--directory DIR]
+                                 [--to URL] [--lock FILE] [--json FILE] [--directory DIR]
 
 The spool is written by the real writer, and delivered by `mlferry agent` in a process of its own to a server that only
 counts (``tests/fakes/sink.py``), or to ``--to``, of which then only the agent's side is measured. ``start_s``: from the
@@ -32,6 +32,9 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = [str(ROOT / name) for name in ("spool", "sdk", "agent", ".")]
 sys.path[:0] = PATHS
+
+from benchmarks import results  # noqa: E402
+from benchmarks.quiet import quiet  # noqa: E402
 
 from mlferry_spool import records  # noqa: E402
 from mlferry_spool.blobs import Blob, Blobs  # noqa: E402
@@ -174,7 +177,7 @@ def measure(names: list[str], directory: Path, given: argparse.Namespace) -> dic
         with agent(spool, state, given.to) as process:
             time.sleep(given.limit_s)
             return {**found, **spent(process)}
-    with sink() as url:
+    with quiet(given.lock), sink() as url:
         return {**found, **drain(spool, state, url, wanted, given.limit_s), "again": again(spool, state, url)}
 
 
@@ -188,6 +191,9 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--limit-s", type=float, default=300.0)
     parser.add_argument("--to", help="a real server; the agent runs for --limit-s")
+    parser.add_argument(
+        "--lock", type=Path, help="hold this file's lock, and run before others, while something is timed"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--directory", type=Path, help="where the spool is made and deleted")
     given = parser.parse_args()
@@ -201,7 +207,54 @@ def main() -> None:
     text = json.dumps(found, indent=2)
     print(text)
     if given.json is not None:
-        given.json.write_text(f"{text}\n")
+        record(given.json, found, given)
+
+
+def record(path: Path, found: dict[str, Any], given: argparse.Namespace) -> None:
+    """What a server that only counts got; against a real one nothing but the agent's side is known."""
+    columns = {
+        **{
+            "name": "spool",
+            "points": "points",
+            "ends": "runs",
+            "megabytes": "files (MB)",
+            "start_s": "first request (s)",
+        },
+        **{"first_point_s": "first point (s)", "drained_s": "all delivered (s)", "points_a_second": "points/s"},
+        **{"peak_mb": "peak memory (MB)", "cpu_s": "CPU (s)", "again_cpu_s": "CPU when idle (s)"},
+    }
+    rows = [row(name, told) for name, told in found.items()]
+    results.write(
+        path,
+        "backlog",
+        "What `mlferry agent` needs for a spool that has waited.",
+        columns={key: text for key, text in columns.items() if any(key in row for row in rows)},
+        rows=rows,
+        notes=[
+            f"One process of `mlferry agent` per spool and one measurement each: {given.records:,} records of {METRICS} "
+            f"points in {RUNS_OF_THE_WEEK} runs, {given.runs:,} short runs, one file of {given.gigabytes:g} GB.",
+            "The server only counts, so this is the agent's side alone: a real MLflow server takes longer than the agent.",
+            "First request and first point: from the start of the process, Python's own included.",
+            f"Idle: the same agent started once more with nothing to deliver, its CPU in the first {AGAIN_S:g} s.",
+        ],
+        directory=given.directory,
+    )
+
+
+def row(name: str, told: dict[str, Any]) -> dict[str, Any]:
+    wanted, again = told["wanted"], told.get("again", {})
+    made = {
+        "name": name,
+        "points": wanted["points"],
+        "ends": wanted["ends"],
+        "megabytes": wanted["artifact bytes"] / 1e6,
+    }
+    made |= {key: told[key] for key in ("start_s", "first_point_s", "drained_s", "peak_mb", "cpu_s") if key in told}
+    if "drained_s" in told and not told["is_drained"]:
+        made["drained_s"] = f"more than {told['drained_s']}"
+    elif wanted["points"] > 1000:
+        made["points_a_second"] = round(wanted["points"] / told["drained_s"])
+    return made | ({"again_cpu_s": again["cpu_s"]} if again else {})
 
 
 if __name__ == "__main__":

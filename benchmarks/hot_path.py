@@ -9,9 +9,7 @@ median over rounds of (contestant / floor of the same round), with the 10th and 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,7 +21,9 @@ from pathlib import Path
 import msgpack
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "spool"), str(ROOT / "sdk")]
+sys.path[:0] = [str(ROOT / "spool"), str(ROOT / "sdk"), str(ROOT)]
+
+from benchmarks import results  # noqa: E402
 
 TEN = {f"train/metric_{index}": 0.5 + index for index in range(10)}
 Loop = Callable[[int], list[int]]
@@ -115,8 +115,28 @@ def main() -> None:
         spread = f"({row['ratio_p10']:.2f} to {row['ratio_p90']:.2f})"
         print(f"{row['name']:28}{row['median_ns']:7.0f} ns{row['p99_ns']:7.0f} ns{row['ratio']:9.2f}  {spread}")
     if given.json:
-        machine = {"python": platform.python_version(), "machine": platform.platform(), "cpus": os.cpu_count()}
-        given.json.write_text(json.dumps({"rows": rows, "load": os.getloadavg(), **machine}, indent=1))
+        record(given.json, rows, given)
+
+
+def record(path: Path, rows: list[dict[str, float | str]], given: argparse.Namespace) -> None:
+    results.write(
+        path,
+        "hot_path",
+        "What one logging call costs the training, against the floor.",
+        columns={
+            **{"name": "", "median_ns": "median (ns)", "p99_ns": "p99 (ns)"},
+            **{"ratio": "x floor", "ratio_p10": "p10", "ratio_p90": "p90"},
+        },
+        rows=rows,
+        plot={"kind": "bar", "x": "name", "y": ["median_ns"]},
+        notes=[
+            f"{given.rounds} rounds of {given.calls:,} calls each in one process, all contestants taking turns; medians "
+            "over the rounds of the median and the 99th percentile of a round.",
+            "The floor packs the same record, takes its CRC-32 and writes it with one `write(2)`; x floor is the ratio "
+            "within a round.",
+        ],
+        directory=given.directory,
+    )
 
 
 if __name__ == "__main__":

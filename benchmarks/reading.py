@@ -1,6 +1,6 @@
 """What reading a spool back costs as it grows, beside MLflow's SQLite store with the same runs, in the same process.
 
-    python benchmarks/reading.py [--runs 100 1000 10000] [--rounds N] [--json FILE] [--directory DIR]
+    python benchmarks/reading.py [--runs 100 1000 10000] [--rounds N] [--lock FILE] [--json FILE] [--directory DIR]
 
 ``first`` is a process's first search, which folds every log; ``again`` the next one, nothing having changed; ``one more``
 the next one after another process's run has had one more metric logged. ``ratio``: to SQLite's time for the same call.
@@ -9,10 +9,8 @@ the next one after another process's run has had one more metric logged. ``ratio
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -29,6 +27,8 @@ sys.path[:0] = [str(ROOT / "spool"), str(ROOT / "sdk"), str(ROOT)]
 os.environ.update(MLFERRY_FSYNC="never", MLFLOW_DISABLE_TELEMETRY="true")
 warnings.simplefilter("ignore")
 
+from benchmarks import results  # noqa: E402
+from benchmarks.quiet import quiet  # noqa: E402
 from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType  # noqa: E402
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
 
@@ -87,7 +87,7 @@ def anew(root: Path) -> SpoolTrackingStore:
     return store
 
 
-def measure(runs: int, rounds: int, directory: Path) -> list[dict[str, Any]]:
+def measure(runs: int, rounds: int, directory: Path, lock: Path | None) -> list[dict[str, Any]]:
     root = directory / f"spool-{runs}"
     writer = SpoolTrackingStore(f"spool://{root}")
     made = fill(writer, runs)
@@ -99,20 +99,21 @@ def measure(runs: int, rounds: int, directory: Path) -> list[dict[str, Any]]:
     for name in of_sqlite:
         taken: dict[str, list[float]] = {"first": [], "again": [], "one more": [], "sqlite": []}
         of_sqlite[name]()
-        for step in range(rounds):
-            store = anew(root)
-            call = calls(store, made[runs // 2])[name]
-            taken["first"].append(seconds(call))
-            taken["again"].append(seconds(call))
-            writer.log_metric(live, Metric("m0", 1.0, T0, step))
-            taken["one more"].append(seconds(call))
-            taken["sqlite"].append(seconds(of_sqlite[name]))
+        with quiet(lock):
+            for step in range(rounds):
+                store = anew(root)
+                call = calls(store, made[runs // 2])[name]
+                taken["first"].append(seconds(call))
+                taken["again"].append(seconds(call))
+                writer.log_metric(live, Metric("m0", 1.0, T0, step))
+                taken["one more"].append(seconds(call))
+                taken["sqlite"].append(seconds(of_sqlite[name]))
         rows.append({"runs": runs, "name": name, **{kind: statistics.median(times) for kind, times in taken.items()}})
     writer.journal.close()
     return rows
 
 
-def large_run(directory: Path, metrics: int = 500, points: int = 1000) -> list[dict[str, Any]]:
+def large_run(directory: Path, lock: Path | None, metrics: int = 500, points: int = 1000) -> list[dict[str, Any]]:
     """What ``log_model`` asks for: the history of every metric of its run; here 500 metrics of 1,000 points."""
     root, rows = directory / "large", []
     writer = SpoolTrackingStore(f"spool://{root}")
@@ -131,11 +132,12 @@ def large_run(directory: Path, metrics: int = 500, points: int = 1000) -> list[d
                 store.get_metric_history(histories[kind], f"m{key}")
 
         row: dict[str, Any] = {"runs": 1, "name": name}
-        row["first"] = seconds(partial(of, reader, "spool"))
-        row["again"] = seconds(partial(of, reader, "spool"))
-        writer.log_metric(histories["spool"], Metric("m0", 1.0, T0, points + 1))
-        row["one more"] = seconds(partial(of, reader, "spool"))
-        row["sqlite"] = seconds(partial(of, sqlite, "sqlite"))
+        with quiet(lock):
+            row["first"] = seconds(partial(of, reader, "spool"))
+            row["again"] = seconds(partial(of, reader, "spool"))
+            writer.log_metric(histories["spool"], Metric("m0", 1.0, T0, points + 1))
+            row["one more"] = seconds(partial(of, reader, "spool"))
+            row["sqlite"] = seconds(partial(of, sqlite, "sqlite"))
         rows.append(row)
     writer.journal.close()
     return rows
@@ -145,6 +147,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, nargs="*", default=[100, 1000])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--lock", type=Path, help="hold this file's lock, and run before others, while something is timed"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--directory", type=Path, help="where to write; a temporary directory by default")
     given = parser.parse_args()
@@ -152,13 +157,35 @@ def main() -> None:
     directory = Path(tempfile.mkdtemp(dir=given.directory))
     try:
         print(f"{'':8}{'':32}{'first':>10}{'again':>10}{'one more':>10}{'SQLite':>10}{'ratio':>8}  (one more / SQLite)")
-        rows = [row for runs in given.runs for row in shown(measure(runs, given.rounds, directory))]
-        rows += shown(large_run(directory))
+        rows = [row for runs in given.runs for row in shown(measure(runs, given.rounds, directory, given.lock))]
+        rows += shown(large_run(directory, given.lock))
     finally:
         shutil.rmtree(directory)
     if given.json:
-        machine = {"python": platform.python_version(), "machine": platform.platform(), "cpus": os.cpu_count()}
-        given.json.write_text(json.dumps({"rows": rows, "load": os.getloadavg(), **machine}, indent=1))
+        record(given.json, rows, given)
+
+
+def record(path: Path, rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
+    times = {kind: f"{kind.replace('sqlite', 'SQLite')} (ms)" for kind in ("first", "again", "one more", "sqlite")}
+    results.write(
+        path,
+        "reading",
+        "What reading a spool back through MLflow's API costs, beside MLflow's SQLite store.",
+        columns={"runs": "runs", "name": "call", **times, "ratio": "one more / SQLite"},
+        rows=[
+            {**row, **{kind: 1000 * row[kind] for kind in times}, "ratio": row["one more"] / row["sqlite"]}
+            for row in rows
+        ],
+        notes=[
+            f"The same runs in both stores, the same calls in turn in one process; medians of {given.rounds} rounds "
+            "(of the large run: one).",
+            "First: a process's first call, which folds every log. Again: the next, nothing having changed. One more: the "
+            "next after another run has logged one more metric.",
+            f"Runs have {KEYS} metrics of {POINTS} points each, 5 params and 3 tags; the large run "
+            "500 metrics of 1,000 points.",
+        ],
+        directory=given.directory,
+    )
 
 
 def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
