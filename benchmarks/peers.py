@@ -40,7 +40,12 @@ MOST_POINTS, LEAST_POINTS, POINTS_S = 600, 40, 2.0
 COLUMNS = {
     **{"name": "system", "one_us": "1 metric: p50 (us)", "one_p99_us": "p99 (us)", "floors": "x floor"},
     **{"ten_us": "10 metrics: p50 (us)", "ten_p99_us": "p99 (us)", "step_us": "added to a 2 ms step (us)"},
-    **{"lost": "lost on SIGKILL", "lost_alone": "of the trainer alone", "point_bytes": "disk (bytes a point)"},
+    **{
+        "returned": "calls until SIGKILL",
+        "lost": "lost: all killed",
+        "lost_alone": "lost: trainer killed",
+        "point_bytes": "disk (bytes a point)",
+    },
     **{"import_ms": "import (ms)", "peak_mb": "memory added (MB)"},
 }
 
@@ -167,13 +172,14 @@ def notes(rows: list[dict[str, Any]], given: argparse.Namespace) -> Iterator[str
     )
     yield (
         f"Lost: calls that had returned (at {PACE:,.0f} points a second, for {PACED_S:g} s, or as fast as the system goes) "
-        f"and that its own reader does not find after SIGKILL; {given.kills} kills of all its processes at once, as an OOM "
-        f"killer or a scheduler does it, and {given.kills} of the logging process alone, whose helpers then had "
+        f"and that its own reader does not find after SIGKILL; {given.kills} x of all its processes at once, as an OOM "
+        f"killer or a scheduler does it, and {given.kills} x of the logging process alone, whose helpers then had "
         f"{trials.HELPERS_LIMIT_S:g} s. This is about a killed process, not about a power cut."
     )
     yield (
         "Memory: the peaks of all its processes just before these kills, less a bare Python process's (the floor's). Disk: "
-        "the difference of two finished runs of different length."
+        "the difference of two finished runs of different length. What took longer than "
+        f"{trials.PHASE_LIMIT_S:.0f} s is not shown."
     )
     yield "Without a network: offline modes" + (
         ", in a network namespace that has none (but for MLflow's server)." if trials.without_network() else "."
@@ -200,7 +206,8 @@ def main() -> None:
     for peer in PEERS:
         if given.only is None or peer.name in given.only or peer.name == "floor":
             rows.append(measure(peer, given))
-            rows[-1]["peak_mb"] = rows[-1].get("peak_mb", 0.0) - rows[0].get("peak_mb", 0.0) * (len(rows) > 1)
+            if "peak_mb" in rows[-1] and len(rows) > 1:
+                rows[-1]["peak_mb"] -= rows[0].get("peak_mb", 0.0)
             show(rows[-1])
             if given.json:
                 record(given.json, rows, given)

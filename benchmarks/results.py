@@ -7,7 +7,7 @@ Owns the shape and the file; ``report.py`` makes the document of them. Never mea
      "plot": {"kind": "bar" or "line", "x": "row key", "y": ["row key", ...], "log_x": bool, "log_y": bool} or null,
      "notes": ["what was compared with what, medians of how many, what is not measured", ...]}
 
-Rows may hold more than the columns show. ``command`` may be given where the file is not simply ``STEM.py --json STEM.json``.
+Rows may hold more than the columns show. ``command`` is the command line, where a benchmark wrote it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import datetime
 import json
 import os
 import platform
+import shlex
+import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +52,8 @@ def spread(values: Sequence[float], name: str) -> dict[str, float]:
     """The median of some values and their 10th and 90th percentile, as ``name``, ``name_p10`` and ``name_p90``."""
     ordered = sorted(values)
     last = len(ordered) - 1
-    of = {"": 0.5, "_p10": 0.1, "_p90": 0.9}
-    return {f"{name}{suffix}": ordered[round(last * part)] for suffix, part in of.items()}
+    ends = {f"{name}{suffix}": ordered[round(last * part)] for suffix, part in (("_p10", 0.1), ("_p90", 0.9))}
+    return {name: statistics.median(ordered), **ends}
 
 
 def write(
@@ -63,9 +66,9 @@ def write(
     notes: Sequence[str],
     plot: Mapping[str, Any] | None = None,
     directory: Path | str | None = None,
-    command: str | None = None,
 ) -> None:
     """Raises ValueError for what the report could not show."""
+    command = command_line()
     result = {
         **{"benchmark": benchmark, "title": title, "date": datetime.date.today().isoformat()},
         **({"command": command} if command else {}),
@@ -75,6 +78,16 @@ def write(
     if wrong := problems(result):
         raise ValueError("; ".join(wrong))
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def command_line() -> str | None:
+    """How this process was started, if by a benchmark; where its lock lay is left out."""
+    script, *words = sys.argv
+    if Path(script).resolve().parent != FOLDER.parent:
+        return None
+    at = words.index("--lock") if "--lock" in words else len(words)
+    words = [*words[:at], *words[at + 2 :]]
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *words])
 
 
 def problems(result: Mapping[str, Any]) -> list[str]:

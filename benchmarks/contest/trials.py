@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.contest import environments, table, worker
 
 #: A phase that takes longer counts as failed; a killed trainer's helpers may go on for so long.
-PHASE_LIMIT_S, HELPERS_LIMIT_S = 30.0, 10.0
+PHASE_LIMIT_S, HELPERS_LIMIT_S = 45.0, 10.0
 _MARK = "PEERS_TRIAL"
 
 

@@ -36,6 +36,19 @@ def test_the_command_below_a_table_is_one_that_exists() -> None:
     assert not [script for script in commands if not (report.ROOT / script).exists()]
 
 
+def test_the_comparison_in_the_readme_says_what_was_measured() -> None:
+    text = (report.ROOT / "README.md").read_text(encoding="utf-8")
+    place = text[text.index("## Beside others") :].partition("\n## Commands")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in place.splitlines() if line.startswith("| ")][
+        1:
+    ]
+    rows = {row["name"]: row for row in report.load()["peers"]["rows"]}
+    assert len(lines) > 10
+    for name, *_, lost, _, one_us in lines:
+        assert lost == f"{rows[name]['lost']} of {report.cell(round(rows[name]['returned']))}"
+        assert one_us == report.cell(rows[name]["one_us"])
+
+
 def test_a_result_stands_where_the_template_names_it_and_else_at_the_end() -> None:
     made = report.document({"a": RESULT, "b": {**RESULT, "title": "Other"}}, "# P\n\n<!-- result: b -->\n\nBut.\n")
     assert [line for line in made.splitlines() if line.startswith(("#", "But"))] == [

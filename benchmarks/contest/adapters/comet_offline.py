@@ -52,4 +52,5 @@ def _lines(root: Path) -> Iterator[str]:
         yield from (line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))
     for path in root.rglob("*.zip"):
         with zipfile.ZipFile(path) as archive:
-            yield from archive.read("messages.json").decode().splitlines()
+            if "messages.json" in archive.namelist():
+                yield from archive.read("messages.json").decode().splitlines()
