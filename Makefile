@@ -110,7 +110,7 @@ long: $(STAMP) tools  ## the variations that `make test` leaves out
 	@$(PYTEST) -m long
 
 # Not measured by `make bench`: parts, the report, and the comparison with other systems, which installs them (gigabytes).
-NO_BENCH := results report peers
+NO_BENCH := results report quiet peers
 
 bench: $(STAMP)  ## every benchmark, one after the other, on an otherwise quiet machine
 	@for bench in $(filter-out $(NO_BENCH:%=benchmarks/%.py),$(wildcard benchmarks/*.py)); do echo "== $$bench"; $(BIN)/python "$$bench"; done
