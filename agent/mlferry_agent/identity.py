@@ -170,7 +170,7 @@ class Identity:
     async def _create(self, row: RunRow, opening: Open, parent: str | None) -> tuple[RunRow, dict[str, Any]]:
         name = opening.run_name
         request = self._creation(row, opening, parent, name)
-        attempts, doubted = self._courier.attempts(), row.in_doubt
+        attempts, doubted, restored = self._courier.attempts(), row.in_doubt, 0
         while True:
             row = self._put(replace(row, in_doubt=now_ms()))
             reply = await self._courier.ask_once(request, attempts)
@@ -183,16 +183,21 @@ class Identity:
                     name = name[:MAX_RUN_NAME_LENGTH]
                     request = self._creation(row, opening, parent, name)
                     continue
+                lost = await self._no_creation(row, opening, reply)
+                restored += lost is None
+                if lost is None and restored < 3:
+                    continue
                 self._ledger.forget_experiment(opening.workspace, opening.experiment_name or _DEFAULT_EXPERIMENT)
-                raise await self._no_creation(row, opening, reply)
+                raise lost or RunDelayed(reply.reason)
             found = await self._search(row.run_id, [row.experiment_id or ""], opening.workspace)
             if found:
                 return row, found[0]
             if 200 <= reply.answer.status < 300 and json_object(reply.answer.body) is not None:
                 raise RunDelayed("the server says that it made the run, and shows none")
 
-    async def _no_creation(self, row: RunRow, opening: Open, refused: Reply) -> RunParked:
-        """Why a run cannot be created: mostly, because its experiment was deleted."""
+    async def _no_creation(self, row: RunRow, opening: Open, refused: Reply) -> RunParked | None:
+        """Why a run cannot be created: mostly, because its experiment was deleted. None: it was, and another run of ours has
+        had it restored by now."""
         reason = f"the server refuses to create the run: {refused.reason}"
         if refused.verdict is Verdict.GONE:
             found = await self._courier.ask(requests.get_experiment(row.experiment_id or "", opening.workspace))
@@ -200,6 +205,8 @@ class Identity:
                 return RunDeleted(reason)
             if found.verdict is Verdict.GONE and opening.experiment_id is None:  # else it may never have been there
                 return RunGone(reason)
+            if self._recreates and _experiment(found).get("lifecycle_stage") == "active":
+                return None
         return RunParked(reason)
 
     def _creation(self, row: RunRow, opening: Open, parent: str | None, name: str | None) -> requests.Request:

@@ -83,7 +83,7 @@ class Uploads:
 
     async def _send(self, request: requests.Request, path: str, blob: Blob, directory: Path) -> Reply:
         place, is_model = Blobs(directory).path(blob.sha256), is_mlmodel(path) and blob.size <= MOST_MLMODEL_BYTES
-        if not is_model and blob.size > _SMALL_BYTES:
+        if not is_model and (blob.size > _SMALL_BYTES or request.is_direct):  # past the server goes what has a name
             with _Opening(place, blob) as opening:
                 return await self._courier.upload(request, await asyncio.to_thread(opening.open), blob.size)
         content = await asyncio.to_thread(_whole, place, blob)

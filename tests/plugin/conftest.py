@@ -22,13 +22,15 @@ from tests.plugin.differential import Clock, Scenario, Stage, same
 from mlferry.plugin.journal import journal_for
 
 
-@pytest.fixture(scope="session", autouse=True)
+_NUMBERS = itertools.count(700_000_000_000_000_000)
+
+
+@pytest.fixture(autouse=True)
 def long_experiment_ids() -> Iterator[None]:
     """SQLite's experiments get ids as long as a spool's, so that answers can be searched for them."""
-    numbers = itertools.count(700_000_000_000_000_000)
 
     def number(_mapper: Any, _connection: Any, experiment: Any) -> None:
-        experiment.experiment_id = next(numbers)
+        experiment.experiment_id = next(_NUMBERS)
 
     event.listen(SqlExperiment, "before_insert", number)
     yield

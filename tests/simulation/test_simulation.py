@@ -16,11 +16,11 @@ from tests.simulation.__main__ import examined
 from tests.simulation.days import Action, Day, draw, shrink
 from tests.simulation.world import live_through
 
-from mlferry_agent.carrier import Carrier
 from mlferry_agent.closing import Verdict
 from mlferry_agent.feeds import Feed
 from mlferry_agent.identity import Identity
 from mlferry_agent.models import Models
+from mlferry_agent.news import News
 from mlferry_agent.registrations import Registrations
 
 SEEDS = 240
@@ -84,7 +84,7 @@ async def _finds_no_run(*given: Any, **told: Any) -> list[Any]:
         (Models, "_search", _finds_nothing),
         (Registrations, "_search", _finds_nothing),
         (Feed, "_covered", lambda self, lane, queue: self._handled),
-        (Carrier, "_remember", lambda self, run: None),
+        (News, "was_delivered", lambda self, run: None),
     ],
 )
 def test_an_agent_that_is_broken_is_found_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.fakes.registry import FakeServer
@@ -11,6 +12,7 @@ from tests.fakes.workbench import Workbench, apart
 from tests.spooling import SpooledRun
 
 from mlferry_agent import status as standing
+from mlferry_agent.answers import Answer
 from mlferry_agent.config import OnDeleted
 from mlferry_agent.discovery import discover
 from mlferry_agent.requests import Request
@@ -95,6 +97,25 @@ async def test_a_new_run_of_an_experiment_that_is_deleted_restores_it(bench: Wor
     other = SpooledRun(bench.spool, "e")
     other.end()
     await bench.deliver()
+    assert apart(bench.server, other.logged) == []
+
+
+async def test_a_run_that_cannot_be_made_while_another_one_restores_its_experiment_is_made_after_it(bench: Workbench) -> None:
+    choose(bench, "recreate")
+    await half_delivered(bench)
+    bench.server.delete_experiment("e")
+    other = SpooledRun(bench.spool, "e")
+    other.end()
+    make = bench.server._runs_create
+
+    def restored_meanwhile(body: dict[str, Any]) -> Answer:
+        answer = make(body)
+        bench.server.deleted_experiments.clear()
+        return answer
+
+    bench.server._runs_create = restored_meanwhile  # type: ignore[method-assign]
+    with bench.carrier() as carrier:
+        await carrier.deliver([found for found in discover(bench.spool) if found.run_id == other.run_id])
     assert apart(bench.server, other.logged) == []
 
 

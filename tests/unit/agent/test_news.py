@@ -27,8 +27,9 @@ from mlferry_spool.records import Heartbeat
 
 @pytest.fixture(autouse=True)
 def clocks_tick_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands in a directory now has stood there for long."""
+    """What stands in a directory now has stood there for long, and what is over is looked at every time."""
     monkeypatch.setattr(glances, "_TICK_NS", -1_000_000_000)
+    monkeypatch.setattr(carrier_module, "_PAUSE_S_A_RUN", 0.0)
 
 
 def ended(bench: Workbench, **more: str) -> SpooledRun:

@@ -42,6 +42,7 @@ def test_the_first_and_the_second_time_a_number_is_logged_its_record_is_the_same
 
 
 def test_numbers_of_numpy_are_learnt_and_nothing_else_is(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics.learn_type.cache_clear()  # type: ignore[attr-defined]
     monkeypatch.setattr(metrics, "_POINT", {float})
     monkeypatch.setattr(metrics, "_ROW", {float})
 
