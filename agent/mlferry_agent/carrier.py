@@ -285,7 +285,7 @@ class Carrier:
         self._start()
 
     def _may_begin(self) -> bool:
-        return len(self._beginning) <= self._courier.gate.pace.limit
+        return len(self._beginning) <= self._courier.gate.limit
 
     def _has_begun(self, run_id: str) -> None:
         """Whatever a run still has to say, others may begin."""

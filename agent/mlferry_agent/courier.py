@@ -1,8 +1,12 @@
 """Sends one request until it is settled: with backoff, without a stampede, never giving up on what is transient.
 
-Owns the health of the destination, and the gate that lets a few requests to it at once. When the server does not answer,
-one courier at a time tries and the others wait for it, so that a server that comes back is not met by everything at once.
-What an answer means is ``answers``; how long to wait is ``retry``; what to do about a refusal is ``deliveries``.
+Owns the health of the destination, and the gates at which requests and files wait until they may go. When the server does
+not answer, one request at a time tries and the others wait for it, so that a server that comes back is not met by
+everything at once. What an answer means is ``answers``; how many go at once and how soon the next is ``pace`` and
+``pacing``; how long to wait is ``retry``; what to do about a refusal is ``deliveries``.
+
+Waits are shared: what has failed because the server is down waits as everything else does, and whoever is first at the
+gate tries. A request that fails while others pass has a wait of its own besides, and holds nobody up.
 
 Artifact stores that are reached past the server have a health of their own: while one is away, curves stay live.
 """
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,6 +27,7 @@ from mlferry_agent.answers import Answer, Judgement, Verdict, classify
 from mlferry_agent.errors import GaveUp, Misconfigured, Unreachable
 from mlferry_agent.gate import Gate
 from mlferry_agent.pace import work_of
+from mlferry_agent.pacing import Breaker, Norms, Window
 from mlferry_agent.requests import API, ARTIFACTS, Request
 from mlferry_agent.retry import Attempts, Backoff
 
@@ -32,6 +38,11 @@ __all__ = ["Courier", "Health", "Reply", "Sender"]
 #: Test: tests/unit/agent/test_courier.py::
 #: test_a_wrong_token_is_raised_by_a_command_and_waited_for_by_the_daemon
 _CONFIG_RETRY_S = 60.0
+
+#: Seconds that a server which left a request hanging has to answer a small question, before the next one is sent to it.
+#: Beyond: it still hangs, and is asked again later.
+#: Test: tests/unit/agent/test_courier.py::test_a_server_that_hangs_is_asked_something_small
+_KNOCK_S = 10.0
 
 #: What every MLflow server has. If one of these is unknown, something else answers: an ingress without its backend, a
 #: wrong path in the address. No record is to blame for that.
@@ -84,10 +95,15 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class _Road:
-    """One way to the destination: how it does, and whose turn it is to try while it does badly."""
+    """One way to the destination: how it does, what holds requests up while it does badly, and how many may be on it. Those
+    for requests and for files of the server share ``health`` and ``breaker``."""
 
     health: Health
-    probe: asyncio.Lock = field(default_factory=asyncio.Lock)
+    breaker: Breaker
+    gate: Gate
+    norms: Norms = field(default_factory=Norms)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    one_left: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Courier:
@@ -97,7 +113,7 @@ class Courier:
         sender: the transport.
         give_up_after_s: seconds without any good answer after which ``GaveUp`` is raised; None: never.
         patient: wait for a wrong configuration to be mended, instead of raising ``Misconfigured``.
-        connections: requests at once, at most; files have a bound of their own (``transport``).
+        connections, uploads: requests and files on their way at once, at most.
     """
 
     def __init__(
@@ -107,6 +123,7 @@ class Courier:
         give_up_after_s: float | None = None,
         patient: bool = True,
         connections: int = 4,
+        uploads: int = 4,
         backoff: Backoff | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -119,9 +136,12 @@ class Courier:
         self._rng = rng or random.Random()
         self._clock = clock
         self._sleep = sleep
-        self.gate = Gate(connections)
         self.health, self.store_health = Health(), Health()
-        self._roads = {False: _Road(self.health), True: _Road(self.store_health)}
+        breaker, past = Breaker(self._backoff, self._rng), Breaker(self._backoff, self._rng)
+        self._requests = _Road(self.health, breaker, Gate(Window(connections, self._rng)))
+        self._files = _Road(self.health, breaker, Gate(Window(uploads, self._rng, size=uploads)))
+        self._direct = _Road(self.store_health, past, Gate(Window(uploads, self._rng, size=uploads)))
+        self.gate = self._requests.gate
 
     async def ask(self, request: Request) -> Reply:
         """Send until settled; the verdict is never RETRY, and SUSPECT only after the attempts it is allowed.
@@ -129,73 +149,108 @@ class Courier:
         Raises:
             GaveUp: no good answer for ``give_up_after_s``. Misconfigured: the server refuses us, and not ``patient``.
         """
-        return await self._settle(request, lambda: self._send(request), self._attempts())
+        road, attempts = self._road_of(request), self.attempts()
+        while True:
+            reply, delay = await self._try(road, request, attempts)
+            if delay is None:
+                return reply
+            await self._sleep_for(delay)
 
     async def upload(self, request: Request, file: BinaryIO, size: int) -> Reply:
         """Send an open file until settled, each time from its beginning. Raises as ``ask``, and ``UnreadableFile``."""
-        # A transfer may take hours before it breaks off: they are not hours without a good answer.
-        return await self._settle(
-            request, lambda: self._sender.upload(request, file, size), self._attempts(), transfer=True
-        )
+        road, attempts = self._direct if request.is_direct else self._files, self.attempts()
+        while True:
+            async with self._turn(road):
+                # A transfer may take hours before it breaks off: they are not hours without a good answer.
+                reply = await self._attempt(
+                    road, request, lambda: self._sender.upload(request, file, size), is_transfer=True
+                )
+            delay = self._delay(road, reply.judgement, attempts)
+            if delay is None:
+                return reply
+            await self._sleep_for(delay)
 
     async def ask_once(self, request: Request, attempts: Attempts) -> Reply:
         """One attempt at a request that must not be repeated blindly. Verdict RETRY: whether the server acted on it is
         unknown, and the wait before the next look is over. Raises as ``ask``."""
-        async with self._turn(request):
-            reply = await self._attempt(request, lambda: self._send(request))
-        delay = self._delay(request, reply.judgement, attempts)
-        if delay is not None:
-            await self._sleep(delay)
-            return Reply(Judgement(Verdict.RETRY, reply.reason), reply.answer)
-        return reply
+        road = self._road_of(request)
+        reply, delay = await self._try(road, request, attempts)
+        if delay is None:
+            return reply
+        shared = road.breaker.wait_s(self._clock())
+        await self._sleep_for(delay if shared == math.inf else max(delay, shared))
+        return Reply(Judgement(Verdict.RETRY, reply.reason), reply.answer)
 
     def attempts(self) -> Attempts:
         """A counter of attempts at one request, for ``ask_once``."""
-        return self._attempts()
-
-    def _attempts(self) -> Attempts:
         return Attempts(self._backoff, self._rng, self._clock)
 
-    async def _settle(
-        self, request: Request, send: Callable[[], Awaitable[Answer]], attempts: Attempts, *, transfer: bool = False
-    ) -> Reply:
-        while True:
-            async with self._turn(request):
-                reply = await self._attempt(request, send, transfer=transfer)
-                delay = self._delay(request, reply.judgement, attempts)
-                if delay is None:
-                    return reply
-                await self._sleep(delay)
+    def _road_of(self, request: Request) -> _Road:
+        return self._direct if request.is_direct else self._requests
+
+    async def _try(self, road: _Road, request: Request, attempts: Attempts) -> tuple[Reply, float | None]:
+        async with self._turn(road):
+            reply = await self._attempt(road, request, lambda: self._sender.send(request))
+        return reply, self._delay(road, reply.judgement, attempts)
+
+    async def _sleep_for(self, seconds: float) -> None:
+        if seconds > 0:
+            await self._sleep(seconds)
+
+    # -- waiting at the gate --------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _turn(self, request: Request) -> AsyncIterator[None]:
-        """While the destination is not well, one at a time."""
-        road = self._roads[request.is_direct]
-        if road.health.trouble is None:
-            yield
-            return
-        async with road.probe:
-            yield
-
-    async def _send(self, request: Request) -> Answer:
-        if request.is_direct:  # the gate and its pace are the server's
-            return await self._sender.send(request)
-        async with self.gate.passed():
-            began = self._clock()
+    async def _turn(self, road: _Road) -> AsyncIterator[None]:
+        """When a request may go; while the destination is not well, one at a time."""
+        breaker = road.breaker
+        async with road.gate.passed():
+            async with road.turn:
+                await (self._file_opened(road) if road is self._files else self._opened(road))
+                tries = breaker.is_open and road is not self._files
+                breaker.is_tried = breaker.is_tried or tries
             try:
-                answer = await self._sender.send(request)
-            except Unreachable:
-                self.gate.pace.forget()
-                raise
-            if answer.status == 200:
-                self.gate.pace.note(work_of(request.body), began, self._clock())
-            return answer
+                yield
+            finally:
+                breaker.is_tried = breaker.is_tried and not tries
+                road.one_left.set()
+
+    async def _opened(self, road: _Road) -> None:
+        breaker, window = road.breaker, road.gate.window
+        while True:
+            while wait := max(breaker.wait_s(self._clock()), window.pause_s(self._clock())):
+                self._give_up_if_due(road)
+                await (road.one_left.wait() if wait == math.inf else self._sleep(wait))
+                road.one_left.clear()
+            if not (breaker.is_open and breaker.hangs and road is self._requests) or await self._is_heard():
+                return
+
+    async def _file_opened(self, road: _Road) -> None:
+        """A file that takes an hour is no way to find out whether the server is back."""
+        await self._sleep_for(road.gate.window.pause_s(self._clock()))
+        while road.breaker.is_open or road.breaker.wait_s(self._clock()):
+            await self.ask(requests.server_version())
+
+    async def _is_heard(self) -> bool:
+        """Whether a server that left us hanging answers a small question soon. If not, that was one more failure."""
+        breaker, began = self._requests.breaker, self._clock()
+        self.health.requests += 1
+        try:
+            await asyncio.wait_for(self._sender.send(requests.server_version()), _KNOCK_S)
+            return True
+        except (asyncio.TimeoutError, Unreachable):
+            self.health.failures += 1
+            breaker.failed(began, self._clock())
+            breaker.hangs = True
+        except Misconfigured:
+            return True  # the request itself will say so
+        return False
+
+    # -- one attempt ----------------------------------------------------------------------------------------------------
 
     async def _attempt(
-        self, request: Request, send: Callable[[], Awaitable[Answer]], *, transfer: bool = False
+        self, road: _Road, request: Request, send: Callable[[], Awaitable[Answer]], *, is_transfer: bool = False
     ) -> Reply:
-        health = self._roads[request.is_direct].health
-        health.requests += 1
+        road.health.requests += 1
         answer, began = Answer(0), self._clock()
         try:
             answer = await send()
@@ -208,7 +263,8 @@ class Courier:
             denied = judgement.verdict is Verdict.CONFIG and answer.status == 403 and not request.is_direct
             if denied and await self._is_let_in():
                 judgement = replace(judgement, verdict=Verdict.SUSPECT)
-        _note(health, judgement, self._clock() if transfer else began, self._clock())
+        _note(road.health, judgement, self._clock() if is_transfer else began, self._clock())
+        self._pace(road, request, judgement, began, is_transfer=is_transfer)
         return Reply(judgement, answer)
 
     async def _is_let_in(self) -> bool:
@@ -220,21 +276,38 @@ class Courier:
         except (Unreachable, Misconfigured):
             return False
 
-    def _delay(self, request: Request, judgement: Judgement, attempts: Attempts) -> float | None:
-        """Seconds until the next attempt, or None when the request is settled."""
+    def _pace(self, road: _Road, request: Request, judgement: Judgement, began: float, *, is_transfer: bool) -> None:
+        """What the end of an attempt means for those to come."""
+        now, breaker, gate = self._clock(), road.breaker, road.gate
+        if judgement.verdict is Verdict.CONFIG:
+            breaker.failed(began, now, wait_s=_CONFIG_RETRY_S * self._rng.uniform(0.5, 1.0))
+        elif judgement.verdict is Verdict.RETRY or (judgement.verdict is Verdict.SUSPECT and judgement.status >= 500):
+            gate.window.refused(began, now)
+            gate.pace.forget()
+            breaker.failed(began, now, judgement.retry_after_s)
+        else:
+            breaker.answered()
+            took = 0.0 if is_transfer else now - began  # a file takes as long as it is
+            kind = (request.path, len(request.body or b"").bit_length() // 2)
+            gate.window.answered(began, took, road.norms.usual_s(kind, took, now), now)
+            if not is_transfer and judgement.verdict is Verdict.ACCEPTED:
+                gate.pace.note(work_of(request.body), began, now)
+
+    def _delay(self, road: _Road, judgement: Judgement, attempts: Attempts) -> float | None:
+        """Seconds that this request waits by itself before the next attempt, or None when it is settled."""
         if judgement.verdict is Verdict.CONFIG:
             if not self._patient:
                 raise Misconfigured(judgement.reason)
-            return _CONFIG_RETRY_S * self._rng.uniform(0.5, 1.0)
+            return 0.0
         if judgement.verdict not in (Verdict.RETRY, Verdict.SUSPECT):
             return None
-        self._give_up_if_due(self._roads[request.is_direct].health, judgement)
-        return attempts.again(judgement)
+        self._give_up_if_due(road)
+        return attempts.again(judgement, road.health.answered_at)
 
-    def _give_up_if_due(self, health: Health, judgement: Judgement) -> None:
-        since = health.failing_since
+    def _give_up_if_due(self, road: _Road) -> None:
+        since = road.health.failing_since
         if self._give_up_after_s is not None and since is not None and self._clock() - since >= self._give_up_after_s:
-            raise GaveUp(judgement.reason)
+            raise GaveUp(road.health.trouble or "the server answers with errors")
 
 
 def _note(health: Health, judgement: Judgement, began: float, now: float) -> None:

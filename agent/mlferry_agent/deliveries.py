@@ -55,7 +55,7 @@ _SMALL = (Lane.PARAMS, Lane.ATTRIBUTES, Lane.MODELS, Lane.METRICS, Lane.INPUTS)
 #: What takes more than one request.
 _MODEL_ACTIONS = (Action.MODEL, Action.MODEL_LINK)
 
-#: Files of one run that are opened, sent or settled at once. The transport sends fewer, those of all runs together: so it
+#: Files of one run that are opened, sent or settled at once. The courier sends fewer, those of all runs together: so it
 #: need not wait while the next one is opened.
 #: Beyond: the others wait, while records go their way.
 #: Test: tests/unit/agent/test_limits.py::test_a_few_files_of_a_run_are_on_their_way_at_once
@@ -231,7 +231,7 @@ class Delivery:
     def _next_small(self, on_their_way: Collection[Batch]) -> Batch | None:
         small = [batch for batch in on_their_way if batch.lane is not Lane.ARTIFACTS]
         gate = self._courier.gate
-        if small and (len(small) > gate.pace.limit or gate.is_waited_for):
+        if small and (len(small) > gate.limit or gate.is_waited_for):
             return None
         lanes = (lane for lane in _SMALL if lane is not Lane.MODELS or not self._awaits_files(on_their_way))
         return next_small(self._queues, lanes, small)

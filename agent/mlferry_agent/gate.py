@@ -1,4 +1,8 @@
-"""Lets so many requests at once to the server, in the order in which they came, and learns how many are good (``pace``)."""
+"""Lets so many requests at once to the server, in the order in which they came.
+
+How many is decided by two rules that know nothing of each other: ``pace`` finds out how many serve this agent best, and
+``pacing`` how many leave enough of the server to others. The smaller number holds.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +12,32 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from mlferry_agent.pace import Pace
+from mlferry_agent.pacing import Window
 
 __all__ = ["Gate"]
 
 
 class Gate:
-    """``pace`` says how many. One event loop."""
+    """``pace`` and ``window`` say how many. One event loop."""
 
-    def __init__(self, most: int) -> None:
-        self.pace = Pace(most)
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.pace = Pace(window.most)
         self._inside = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def __repr__(self) -> str:
-        return f"Gate({self._inside} inside, {len(self._waiting)} waiting, {self.pace})"
+        return f"Gate({self._inside} inside, {len(self._waiting)} waiting, {self.pace}, {self.window})"
+
+    @property
+    def limit(self) -> int:
+        """Requests at once."""
+        return min(self.pace.limit, self.window.whole)
 
     @property
     def has_room(self) -> bool:
         """Whether a request would go at once, and there is nobody whom it would go before."""
-        return self._inside < self.pace.limit and not self._waiting
+        return self._inside < self.limit and not self._waiting
 
     @property
     def is_waited_for(self) -> bool:
@@ -60,7 +71,7 @@ class Gate:
             raise
 
     def _let_in(self) -> None:
-        while self._waiting and self._inside < self.pace.limit:
+        while self._waiting and self._inside < self.limit:
             turn = self._waiting.popleft()
             if not turn.done():  # else it was given up, and has not noticed yet
                 self._inside += 1

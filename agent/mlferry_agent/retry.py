@@ -3,13 +3,14 @@
 Owns the waits between attempts. Pure arithmetic over a random generator and a clock that are handed in: never sleeps.
 
 Full jitter (a wait drawn evenly between nothing and the exponential bound) keeps a hundred agents that lost the same
-server from coming back in step. A server that names a time with Retry-After is obeyed, up to an hour, and the same
-jitter is added on top, since everyone else was told the same time. What is transient is tried for ever: giving up is
-for answers that may be a refusal (SUSPECT), and only after a bounded number of attempts.
+server from coming back in step. A server that names a time with Retry-After is obeyed, up to an hour, and then
+up to as long again, a minute at most: everybody else was told the same time. What is transient is tried for ever:
+giving up is for answers that may be a refusal (SUSPECT), and only after a bounded number of attempts.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Backoff:
         # 2.0**63 is past any cap; the bound keeps a year of failures from overflowing a float.
         bound = min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, 63))
         asked = min(retry_after_s or 0.0, self.retry_after_cap_s)
-        return asked + rng.uniform(0.0, bound)
+        return asked + rng.uniform(0.0, max(bound, min(asked, self.cap_s)))
 
 
 def attempts_allowed(judgement: Judgement) -> int | None:
@@ -59,21 +60,24 @@ def attempts_allowed(judgement: Judgement) -> int | None:
 
 @dataclass(slots=True)
 class Attempts:
-    """The attempts at one request: how many were made, and when the next is due on the injected monotonic `clock`.
+    """The attempts at one request: how many were made and when the last of them failed, on the injected monotonic `clock`.
 
     SUSPECT answers are counted apart: an hour of 503 before them says nothing about the body, and must not use up
-    the few attempts that a suspect body gets.
+    the few attempts that a suspect body gets. Failures that everything shared are counted apart as well: they make this
+    request wait no longer than the others.
     """
 
     backoff: Backoff
     rng: random.Random
     clock: Callable[[], float]
     made: int = 0
-    due_at: float = 0.0
+    _failed_at: float = field(default=math.inf, init=False)
+    _alone: int = field(default=0, init=False)
     _suspected: int = field(default=0, init=False)
 
-    def again(self, judgement: Judgement) -> float | None:
-        """Count one failed attempt; seconds until the next one, or None when there shall be none.
+    def again(self, judgement: Judgement, answered_at: float | None = None) -> float | None:
+        """Count one failed attempt; seconds that this request waits by itself before the next one, or None when there shall
+        be none. `answered_at`: when the server last took any request.
 
         None means: settle by the verdict, and take SUSPECT for REFUSED.
         """
@@ -82,6 +86,9 @@ class Attempts:
         allowed = attempts_allowed(judgement)
         if allowed is not None and max(self._suspected, 1) >= allowed:
             return None
-        delay = self.backoff.delay_s(self.made, self.rng, judgement.retry_after_s)
-        self.due_at = self.clock() + delay
-        return delay
+        others_pass = answered_at is not None and answered_at >= self._failed_at
+        self._failed_at = self.clock()
+        if judgement.verdict is Verdict.RETRY and not others_pass:
+            return 0.0
+        self._alone += 1
+        return self.backoff.delay_s(self._alone, self.rng, judgement.retry_after_s)

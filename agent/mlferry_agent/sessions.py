@@ -65,6 +65,7 @@ async def open_session(
                 patient=patient,
                 give_up_after_s=None if patient else config.give_up_after_s,
                 connections=config.connections,
+                uploads=config.uploads,
             )
             if not patient:
                 await check_server(courier, where)

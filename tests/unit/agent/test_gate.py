@@ -8,10 +8,15 @@ import random
 import pytest
 
 from mlferry_agent.gate import Gate
+from mlferry_agent.pacing import Window
+
+
+def opened(most: int) -> Gate:
+    return Gate(Window(most, random.Random(1), size=most))
 
 
 async def test_so_many_at_once_and_the_others_in_the_order_in_which_they_came() -> None:
-    gate, order, inside, most = Gate(3), [], 0, 0
+    gate, order, inside, most = opened(3), [], 0, 0
 
     async def ask(number: int) -> None:
         nonlocal inside, most
@@ -27,7 +32,7 @@ async def test_so_many_at_once_and_the_others_in_the_order_in_which_they_came() 
 
 
 async def test_nobody_goes_before_those_who_wait() -> None:
-    gate, leaves = Gate(1), [asyncio.Event() for _ in range(3)]
+    gate, leaves = opened(1), [asyncio.Event() for _ in range(3)]
 
     async def ask(leave: asyncio.Event) -> None:
         async with gate.passed():
@@ -48,7 +53,7 @@ async def test_nobody_goes_before_those_who_wait() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_whoever_gives_up_while_waiting_or_inside_leaves_no_place_taken(seed: int) -> None:
-    dice, gate = random.Random(seed), Gate(2)
+    dice, gate = random.Random(seed), opened(2)
 
     async def ask() -> None:
         async with gate.passed():
@@ -66,7 +71,7 @@ async def test_whoever_gives_up_while_waiting_or_inside_leaves_no_place_taken(se
 
 
 async def test_whoever_waits_goes_before_a_newcomer_also_when_more_are_allowed_meanwhile() -> None:
-    gate, order, leave = Gate(2), [], asyncio.Event()
+    gate, order, leave = opened(2), [], asyncio.Event()
     gate.pace.limit = 1
 
     async def ask(number: int) -> None:
@@ -85,7 +90,7 @@ async def test_whoever_waits_goes_before_a_newcomer_also_when_more_are_allowed_m
 
 
 async def test_fewer_are_let_in_when_the_pace_says_so() -> None:
-    gate = Gate(4)
+    gate = opened(4)
     async with gate.passed(), gate.passed():
         gate.pace.limit = 2
         assert not gate.has_room

@@ -86,7 +86,7 @@ async def test_a_few_files_of_a_run_are_on_their_way_at_once(bench: Workbench) -
         run.artifact(f"{number}.bin", bytes([number]) * 10)
     run.end()
     bench.server.crowd = 8
-    await bench.deliver()
+    await bench.deliver(uploads=16)
     assert apart(bench.server, run.logged) == []
     assert bench.server.most_in_flight == 8
 

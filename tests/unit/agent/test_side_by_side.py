@@ -67,6 +67,7 @@ async def test_as_many_requests_of_a_backlog_are_on_their_way_as_the_gate_lets_t
     bench = Workbench(tmp_path, server := Slow())
     run = hot_run(bench)
     with bench.carrier() as carrier:
+        carrier._courier.gate.window.size = 4.0
         life = asyncio.create_task(carrier.deliver(discover(bench.spool)))
         await settled()
         assert server.beside == 4

@@ -1,0 +1,132 @@
+"""How many requests at once, and how soon the next: bounds, fairness, and what a server that is away is spared."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlferry_agent.pacing import Breaker, Norms, Window
+from mlferry_agent.retry import Backoff
+
+
+def window(size: float = 1.0, most: int = 4) -> Window:
+    return Window(most, random.Random(1), size=size)
+
+
+def breaker(seed: int = 1) -> Breaker:
+    return Breaker(Backoff(), random.Random(seed))
+
+
+@given(st.integers(1, 8), st.lists(st.tuples(st.sampled_from(["answered", "refused"]), st.floats(0, 500))))
+def test_a_window_has_bounds_whatever_happens(most: int, events: list[tuple[str, float]]) -> None:
+    here, now = window(most=most), 0.0
+    for kind, took in events:
+        began, now = now, now + took
+        here.refused(began, now) if kind == "refused" else here.answered(began, took, 0.1, now)
+        assert 1 / 64 <= here.size <= most
+        assert 1 <= here.whole <= most and 0 <= here.pause_s(now) <= 60.001
+
+
+def test_answers_in_good_time_open_a_window_up_to_its_most() -> None:
+    here = window()
+    for now in range(20):
+        here.answered(now, 0.1, 0.1, now)
+    assert (here.size, here.whole, here.pause_s(20)) == (4, 4, 0)
+
+
+def test_an_answer_may_take_a_second_or_twice_what_is_usual_but_not_twenty() -> None:
+    assert (window(1).limit_s(0.01), window(1).limit_s(1.5), window(1).limit_s(30.0)) == (1.0, 3.0, 4.0)
+    assert window(1 / 64).limit_s(30.0) == 20.0
+    assert window(4).limit_s(0.01) == 0.5
+
+
+def test_who_has_least_gives_way_last() -> None:
+    sizes = []
+    for size in (2.0, 0.25):
+        here = window(size)
+        here.answered(0.0, 1.5, 0.1, 1.5)
+        sizes.append(here.size - size)
+    assert sizes[0] < 0 < sizes[1]
+
+
+def test_what_goes_wrong_together_counts_once() -> None:
+    here = window(4.0)
+    for _ in range(4):
+        here.refused(began=0.0, now=1.0)
+    assert here.size == 2.0
+    here.refused(began=1.0, now=2.0)
+    assert here.size == 1.0
+
+
+def test_a_tenth_of_a_request_on_its_way_is_nine_times_its_duration_of_rest() -> None:
+    rests = []
+    for seed in range(200):
+        here = Window(4, random.Random(seed), size=0.1)
+        here.answered(0.0, 1.0, 1.0, 1.0)
+        rests.append(here.pause_s(1.0) / (1 / here.size - 1))
+    assert 0.5 <= min(rests) < 0.6 and 1.4 < max(rests) <= 1.5
+
+
+def test_the_usual_is_the_shortest_of_the_last_minutes_for_each_kind() -> None:
+    norms = Norms()
+    assert norms.usual_s("small", 0.2, 0.0) == 0.2
+    assert norms.usual_s("small", 3.0, 1.0) == 0.2
+    assert norms.usual_s("large", 3.0, 1.0) == 3.0
+    assert norms.usual_s("small", 3.0, 700.0) == 0.2
+    assert norms.usual_s("small", 3.0, 1400.0) == 3.0
+
+
+def test_requests_that_were_on_their_way_when_the_server_went_are_one_failure() -> None:
+    together, alone = breaker(), breaker()
+    for _ in range(30):
+        together.failed(began=0.0, now=1.0)
+    alone.failed(began=0.0, now=1.0)
+    assert together.wait_s(1.0) == alone.wait_s(1.0) <= 0.5
+
+
+def test_one_tries_and_the_others_wait_for_it() -> None:
+    here = breaker()
+    here.failed(0.0, 1.0)
+    here.is_tried = True
+    assert here.wait_s(100.0) == math.inf
+    here.answered()
+    assert here.wait_s(100.0) == 0
+
+
+def test_a_time_that_the_server_asked_for_holds_although_another_request_passes() -> None:
+    here = breaker()
+    here.failed(0.0, 1.0, retry_after_s=30.0)
+    here.answered()
+    assert 30 <= here.wait_s(1.0) <= 60
+    assert here.wait_s(62.0) == 0
+
+
+def test_a_server_that_answers_now_and_then_is_asked_more_rarely_than_one_that_answers() -> None:
+    def waits(*, answers: bool) -> float:
+        here, now, waited = breaker(), 0.0, 0.0
+        for _ in range(200):
+            for _ in range(2):
+                here.failed(now, now)
+                waited += here.wait_s(now)
+                now += here.wait_s(now)
+            if answers:
+                for _ in range(20):
+                    here.answered()
+            else:
+                here.answered()
+        return waited / 200
+
+    assert waits(answers=True) < 2
+    assert waits(answers=False) > 20
+
+
+@given(st.lists(st.booleans(), max_size=300), st.integers())
+def test_no_wait_is_longer_than_a_minute_unless_the_server_asked_for_it(fails: list[bool], seed: int) -> None:
+    here, now = breaker(seed), 0.0
+    for fail in fails:
+        here.failed(now, now) if fail else here.answered()
+        assert 0 <= here.wait_s(now) <= 60.001
+        now += here.wait_s(now)
