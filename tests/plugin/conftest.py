@@ -21,7 +21,6 @@ from tests.plugin.differential import Clock, Scenario, Stage, same
 
 from mlferry.plugin.journal import journal_for
 
-
 _NUMBERS = itertools.count(700_000_000_000_000_000)
 
 

@@ -100,7 +100,9 @@ async def test_a_new_run_of_an_experiment_that_is_deleted_restores_it(bench: Wor
     assert apart(bench.server, other.logged) == []
 
 
-async def test_a_run_that_cannot_be_made_while_another_one_restores_its_experiment_is_made_after_it(bench: Workbench) -> None:
+async def test_a_run_that_cannot_be_made_while_another_one_restores_its_experiment_is_made_after_it(
+    bench: Workbench,
+) -> None:
     choose(bench, "recreate")
     await half_delivered(bench)
     bench.server.delete_experiment("e")
