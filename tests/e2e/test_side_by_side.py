@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests import faults
 from tests.faults import FaultProxy
-from tests.postgres import Postgres, binaries
+from tests.postgres import binaries, cluster
 from tests.servers import MlflowServer, Undertaker
 from tests.spooling import Ferry, SpooledRun, unique, wait_until
 
@@ -82,9 +82,9 @@ def test_kills_of_agent_and_server_between_requests_side_by_side(own_server: Mlf
 @pytest.mark.long
 @pytest.mark.skipif(binaries() is None, reason="PostgreSQL is not there")
 def test_the_same_by_several_processes_on_postgresql(tmp_path: Path) -> None:
-    pytest.importorskip("psycopg2")
+    psycopg = pytest.importorskip("psycopg")
     run = a_hot_run(tmp_path / "spool")
-    with Postgres() as postgres:
+    with cluster() as postgres:
         address = postgres.create("mlflow")
         subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", address], check=True, capture_output=True)
         with (
@@ -95,4 +95,5 @@ def test_the_same_by_several_processes_on_postgresql(tmp_path: Path) -> None:
             kill_between(ferry, proxy, lambda: None)
             done = ferry("sync")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert what_is_apart(run, lambda sql: postgres.query("mlflow", sql)) == []
+        with psycopg.connect(postgres.uri("mlflow")) as database:
+            assert what_is_apart(run, lambda sql: database.execute(sql).fetchall()) == []
