@@ -151,7 +151,9 @@ class Courier:
         """
         road, attempts = self._road_of(request), self.attempts()
         while True:
-            reply, delay = await self._try(road, request, attempts)
+            async with self._turn(road):
+                reply = await self._attempt(road, request, lambda: self._sender.send(request))
+            delay = self._delay(road, reply.judgement, attempts)
             if delay is None:
                 return reply
             await self._sleep_for(delay)
@@ -173,8 +175,19 @@ class Courier:
     async def ask_once(self, request: Request, attempts: Attempts) -> Reply:
         """One attempt at a request that must not be repeated blindly. Verdict RETRY: whether the server acted on it is
         unknown, and the wait before the next look is over. Raises as ``ask``."""
+        reply = await self.ask_unless(_never, request, attempts)
+        assert reply is not None
+        return reply
+
+    async def ask_unless(self, overtaken: Callable[[], bool], request: Request, attempts: Attempts) -> Reply | None:
+        """As ``ask_once``, unless it was ``overtaken`` when its turn came, which may take hours: then nothing is sent, and
+        there is no answer."""
         road = self._road_of(request)
-        reply, delay = await self._try(road, request, attempts)
+        async with self._turn(road):
+            if overtaken():
+                return None
+            reply = await self._attempt(road, request, lambda: self._sender.send(request))
+        delay = self._delay(road, reply.judgement, attempts)
         if delay is None:
             return reply
         shared = road.breaker.wait_s(self._clock())
@@ -187,11 +200,6 @@ class Courier:
 
     def _road_of(self, request: Request) -> _Road:
         return self._direct if request.is_direct else self._requests
-
-    async def _try(self, road: _Road, request: Request, attempts: Attempts) -> tuple[Reply, float | None]:
-        async with self._turn(road):
-            reply = await self._attempt(road, request, lambda: self._sender.send(request))
-        return reply, self._delay(road, reply.judgement, attempts)
 
     async def _sleep_for(self, seconds: float) -> None:
         if seconds > 0:
@@ -308,6 +316,10 @@ class Courier:
         since = road.health.failing_since
         if self._give_up_after_s is not None and since is not None and self._clock() - since >= self._give_up_after_s:
             raise GaveUp(road.health.trouble or "the server answers with errors")
+
+
+def _never() -> bool:
+    return False
 
 
 def _note(health: Health, judgement: Judgement, began: float, now: float) -> None:

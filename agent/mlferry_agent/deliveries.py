@@ -434,13 +434,14 @@ class Delivery:
 
     async def _tell_end(self, request: requests.Request, row: RunRow) -> bool:
         """Say that the run is over, unless that is no longer so: a server may be away for hours. Raises as ``_tell``."""
-        attempts = self._courier.attempts()
-        while (reply := await self._courier.ask_once(request, attempts)).verdict is Verdict.RETRY:
-            if self._has_spoken():
-                self._put(replace(row, status=None))  # what the server has is unknown, so it is told at the next look
-                return False
-        await self._judge(reply)
-        return True
+        attempts, before = self._courier.attempts(), row.status
+        while reply := await self._courier.ask_unless(self._has_spoken, request, attempts):
+            if reply.verdict is not Verdict.RETRY:
+                await self._judge(reply)
+                return True
+            before = None  # what the server has is unknown, so it is told at the next look
+        self._put(replace(row, status=before))
+        return False
 
     async def _undelete(self) -> None:
         """A run that its program deleted, and we on the server with it, takes nothing more until it is restored."""

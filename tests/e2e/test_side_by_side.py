@@ -50,8 +50,8 @@ def what_is_apart(run: SpooledRun, query: Query) -> list[str]:
 
 def kill_between(ferry: Ferry, proxy: FaultProxy, strike: Callable[[], None]) -> None:
     """Agents that die with several requests on their way, one of which the server has acted on. ``strike`` is called after
-    each death and returns when the server is well: before that a courier tries one request at a time. It begins with one, and
-    takes a second one after a few answers."""
+    each death and returns when the server is well: before that a courier tries one request at a time. It begins with
+    one, and takes a second one after a few answers."""
     for skip in (4, 3, 4):
         proxy.clear()
         proxy.held.clear()

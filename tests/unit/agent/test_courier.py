@@ -240,6 +240,22 @@ async def test_an_attempt_that_must_not_be_repeated_blindly_is_made_once() -> No
     assert (await sent.ask_once(BATCH, attempts)).verdict is Verdict.ACCEPTED
 
 
+async def test_what_is_overtaken_while_it_waits_for_its_turn_is_not_sent() -> None:
+    gate, clock = Gate(), Clock()
+    sent = Courier(gate, rng=random.Random(1), clock=clock, sleep=clock.sleep)
+    first = asyncio.create_task(sent.ask(BATCH))
+    await until(lambda: sent.health.trouble is not None, asyncio.sleep)
+    overtaken: list[bool] = []
+    late = asyncio.create_task(sent.ask_unless(lambda: bool(overtaken), BATCH, sent.attempts()))
+    await until(lambda: sent.health.failures > 5, asyncio.sleep)
+    overtaken.append(True)
+    gate.up = True
+    assert (await first).verdict is Verdict.ACCEPTED
+    told = await late
+    assert (told is None or told.verdict is Verdict.RETRY, gate.served) == (True, 1)
+    assert await sent.ask_unless(lambda: True, BATCH, sent.attempts()) is None
+
+
 async def test_a_store_past_the_server_that_is_away_holds_up_no_request_to_the_server() -> None:
     class AwayPastTheServer(Scripted):
         async def upload(self, request: Request, file: BinaryIO, size: int) -> Answer:
