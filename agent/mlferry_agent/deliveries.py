@@ -434,13 +434,13 @@ class Delivery:
 
     async def _tell_end(self, request: requests.Request, row: RunRow) -> bool:
         """Say that the run is over, unless that is no longer so: a server may be away for hours. Raises as ``_tell``."""
-        attempts, before = self._courier.attempts(), row.status
+        attempts = self._courier.attempts()
+        # From here on what the server has is unknown until it answers: whatever ends this, it is told at the next look.
+        self._put(replace(row, status=None))
         while reply := await self._courier.ask_unless(self._has_spoken, request, attempts):
             if reply.verdict is not Verdict.RETRY:
                 await self._judge(reply)
                 return True
-            before = None  # what the server has is unknown, so it is told at the next look
-        self._put(replace(row, status=before))
         return False
 
     async def _undelete(self) -> None:

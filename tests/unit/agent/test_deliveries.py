@@ -216,6 +216,33 @@ async def test_a_writer_elsewhere_that_falls_silent_is_closed_in_the_end_and_reo
     assert apart(bench.server, run.logged) == []
 
 
+async def test_an_end_of_which_no_answer_came_is_taken_back_when_the_writer_speaks_again(bench: Workbench) -> None:
+    run = SpooledRun(bench.spool, "e")
+    run.metrics(1, {"m": 1.0})
+    bench.terms = Terms(stale_after_s=3600.0, local_disk=False, machine=Machine("another", "id", "boot"))
+    await bench.deliver()
+    acted = False
+
+    def only_acts(request: Request) -> Fault | None:
+        nonlocal acted
+        first, acted = not acted, True
+        return Fault.AFTER if first else Fault.BEFORE
+
+    bench.terms = Terms(stale_after_s=-1.0, local_disk=False, machine=Machine("another", "id", "boot"))
+    bench.server.fault = only_acts
+    with pytest.raises(GaveUp):
+        await bench.deliver(give_up_after_s=30.0)
+    assert bench.server.run_of(run.run_id).status == "KILLED"
+    bench.server.fault = lambda request: None
+    bench.terms = Terms(stale_after_s=3600.0, local_disk=False, machine=Machine("another", "id", "boot"))
+    run.metrics(2, {"m": 1.0})
+    await bench.deliver()
+    assert bench.server.run_of(run.run_id).status == "RUNNING"
+    run.end()
+    await bench.deliver()
+    assert apart(bench.server, run.logged) == []
+
+
 async def test_a_log_that_cannot_be_read_keeps_its_run_open(bench: Workbench) -> None:
     run = SpooledRun(bench.spool, "e")
     other = run.beside()
