@@ -10,6 +10,9 @@ handed to the ``Segment`` when anything slower does (``_slowly``).
 *A call that returned is kept.* When ``os.write`` has returned, the bytes are the kernel's and survive any death of the
 process. Power cuts are the caretaker's business (``fdatasync`` once an interval), or the caller's with ``Fsync.ALWAYS``.
 
+*Why not a mapped file.* A store costs a tenth of a write; but it ends the process with SIGBUS where a write answers EIO: on
+XFS that was shut down, on a truncated file, on NFS that went stale.
+
 *Trouble never reaches the caller.* A half-written frame is cut off again (this process is the only writer). A full disk
 suspends the log: records are counted, the disk is tried again once a second, and the first frame that fits is DROPPED,
 which states the gap. Other errors of the file (EIO, a size limit) begin a new segment. After a failed ``fdatasync`` what was
