@@ -436,7 +436,7 @@ class Delivery:
         """Say that the run is over, unless that is no longer so: a server may be away for hours. Raises as ``_tell``."""
         attempts = self._courier.attempts()
         # From here on what the server has is unknown until it answers: whatever ends this, it is told at the next look.
-        self._put(replace(row, status=None))
+        self._put(replace(row, status=None), durable=True)
         while reply := await self._courier.ask_unless(self._has_spoken, request, attempts):
             if reply.verdict is not Verdict.RETRY:
                 await self._judge(reply)
@@ -487,7 +487,7 @@ class Delivery:
         rows = (feed.row for feed in self._feeds.values())
         return shortfall(rows, len(self._ledger.quarantined(run_id)), len(self._ledger.dropped(run_id)))
 
-    def _put(self, row: RunRow) -> RunRow:
-        with self._ledger.transaction():
+    def _put(self, row: RunRow, *, durable: bool = False) -> RunRow:
+        with self._ledger.transaction(durable=durable):
             self._ledger.put_run(row)
         return row

@@ -172,7 +172,7 @@ class Identity:
         request = self._creation(row, opening, parent, name)
         attempts, doubted, restored = self._courier.attempts(), row.in_doubt, 0
         while True:
-            row = self._put(replace(row, in_doubt=now_ms()))
+            row = self._put(replace(row, in_doubt=now_ms()), durable=True)
             reply = await self._courier.ask_once(request, attempts)
             info = _info(reply)
             if reply.verdict is Verdict.ACCEPTED and info:
@@ -340,8 +340,8 @@ class Identity:
             await self.revive_experiment(experiment_id, workspace)
         return experiment_id
 
-    def _put(self, row: RunRow) -> RunRow:
-        with self._ledger.transaction():
+    def _put(self, row: RunRow, *, durable: bool = False) -> RunRow:
+        with self._ledger.transaction(durable=durable):
             self._ledger.put_run(row)
         return row
 

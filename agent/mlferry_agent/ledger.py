@@ -6,7 +6,8 @@ sent again is recognised.
 
 Concurrency. One delivering process holds ``<ledger>.lock`` for its life; readers (``mlferry status``) open the file
 read-only beside it. Write-ahead logging with ``synchronous=NORMAL``: a power cut may undo the last acknowledgements, but
-never tears the file.
+never tears the file. What is undone is sent again, and is recognised, but for two notes, which are ``durable`` therefore:
+that a create was sent, which the server may carry out late, and that a run was told to be over.
 """
 
 from __future__ import annotations
@@ -129,21 +130,30 @@ class Ledger:
             self._lock_fd = None
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of it or nothing.
+    def transaction(self, *, durable: bool = False) -> Iterator[None]:
+        """All of it or nothing. ``durable``: no power cut undoes it; it takes as long as the disk needs to say so.
 
         Raises:
             LedgerUnusable: the disk is full or unwell, and nothing was stored. The next transaction may succeed.
         """
-        self._execute("BEGIN IMMEDIATE")
+        with self._synchronous() if durable else contextlib.nullcontext():
+            self._execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:  # SQLite may have rolled back by itself
+                    with contextlib.suppress(sqlite3.Error):
+                        self._database.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _synchronous(self) -> Iterator[None]:
+        self._execute("PRAGMA synchronous=FULL")
         try:
             yield
-            self._execute("COMMIT")
-        except BaseException:
-            if self._database.in_transaction:  # SQLite may have rolled back by itself
-                with contextlib.suppress(sqlite3.Error):
-                    self._database.execute("ROLLBACK")
-            raise
+        finally:
+            self._execute("PRAGMA synchronous=NORMAL")
 
     def _execute(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Every row of the answer. Raises ``LedgerUnusable``."""

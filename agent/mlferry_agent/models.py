@@ -97,7 +97,7 @@ class Models:
         request = requests.create_model(experiment_id, start.name, start.model_type, run_id, params, tags, workspace)
         attempts = self._courier.attempts()
         while True:
-            row = self._put(replace(row, in_doubt=True))
+            row = self._put(replace(row, in_doubt=True), durable=True)
             reply = await self._courier.ask_once(request, attempts)
             found = _model(reply)
             if reply.verdict is Verdict.ACCEPTED and found is not None:
@@ -184,8 +184,8 @@ class Models:
         run: Any = (json_object(reply.answer.body) or {}).get("run") or {}
         return {item["model_id"] for item in (run.get("outputs") or {}).get("model_outputs") or []}
 
-    def _put(self, row: ModelRow) -> ModelRow:
-        with self._ledger.transaction():
+    def _put(self, row: ModelRow, *, durable: bool = False) -> ModelRow:
+        with self._ledger.transaction(durable=durable):
             self._ledger.put_model(row)
         return row
 

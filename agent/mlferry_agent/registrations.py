@@ -160,7 +160,7 @@ class Registrations:
         request = requests.create_version(record.name, source, details, tags, workspace)
         attempts = self._courier.attempts()
         while True:
-            row = self._put(replace(row, in_doubt=True))
+            row = self._put(replace(row, in_doubt=True), durable=True)
             reply = await self._courier.ask_once(request, attempts)
             found = _version(reply)
             if found is not None:
@@ -193,8 +193,8 @@ class Registrations:
         found: Any = (json_object(reply.answer.body) or {}).get("model_versions") or []
         return min(found, key=lambda version: int(version["version"]), default=None)
 
-    def _put(self, row: VersionRow) -> VersionRow:
-        with self._ledger.transaction():
+    def _put(self, row: VersionRow, *, durable: bool = False) -> VersionRow:
+        with self._ledger.transaction(durable=durable):
             self._ledger.put_version(row)
         return row
 

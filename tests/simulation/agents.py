@@ -8,8 +8,10 @@ chance.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import sqlite3
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +46,7 @@ class Agents:
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(self._database)
+        return _Ledger(self._database, self.note_synced)
 
     @property
     def is_alive(self) -> bool:
@@ -119,6 +121,21 @@ class Agents:
         """Somebody deletes the file."""
         await self._end(_copy(_empty()))
         self.note_synced()
+
+
+class _Ledger(Ledger):
+    """Tells when the disk has everything."""
+
+    def __init__(self, database: sqlite3.Connection, on_synced: Callable[[], None]) -> None:
+        super().__init__(database)
+        self._on_synced = on_synced
+
+    @contextlib.contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[None]:
+        with super().transaction():
+            yield
+        if durable:
+            self._on_synced()
 
 
 @lru_cache(maxsize=1)

@@ -245,7 +245,6 @@ class World:
         self.server.outage = None
 
     async def power_cut(self, action: Action, rng: random.Random) -> None:
-        self.server.catch_up()
         await self.agents.lose_power()
         self.boot += 1
         for job in self.jobs:
