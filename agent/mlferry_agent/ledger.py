@@ -136,24 +136,16 @@ class Ledger:
         Raises:
             LedgerUnusable: the disk is full or unwell, and nothing was stored. The next transaction may succeed.
         """
-        with self._synchronous() if durable else contextlib.nullcontext():
-            self._execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:  # SQLite may have rolled back by itself
-                    with contextlib.suppress(sqlite3.Error):
-                        self._database.execute("ROLLBACK")
-                raise
-
-    @contextlib.contextmanager
-    def _synchronous(self) -> Iterator[None]:
-        self._execute("PRAGMA synchronous=FULL")
+        self._execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        self._execute("BEGIN IMMEDIATE")
         try:
             yield
-        finally:
-            self._execute("PRAGMA synchronous=NORMAL")
+            self._execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:  # SQLite may have rolled back by itself
+                with contextlib.suppress(sqlite3.Error):
+                    self._database.execute("ROLLBACK")
+            raise
 
     def _execute(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Every row of the answer. Raises ``LedgerUnusable``."""

@@ -6,6 +6,7 @@ machine can bring about) is open again as soon as its writer speaks.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -153,7 +154,9 @@ def test_a_run_lives_as_long_as_a_child_that_was_forked_from_its_dead_process(
             await_status(mlflow_server, logged, "KILLED", look)
     finally:
         process.kill()
-        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
+        with contextlib.suppress(ProcessLookupError):  # it is gone, and somebody has noticed
+            os.kill(child, signal.SIGKILL)
         process.stdout.close()
     logged.points.update([stored_point("parent", 1.0, 1, 1), stored_point("child", 1.0, 1, 1)])
     logged.status = "KILLED"

@@ -6,7 +6,7 @@ import resource
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from tests.spooling import T0, SpooledRun
 from mlferry_agent.answers import Answer
 from mlferry_agent.discovery import discover
 from mlferry_agent.errors import GaveUp, LedgerUnusable
-from mlferry_agent.ledger import Quarantined
+from mlferry_agent.ledger import Ledger, Quarantined
 from mlferry_agent.requests import Request
 from mlferry_agent.terms import Terms
 from mlferry_spool import records
@@ -240,6 +240,27 @@ async def test_an_end_of_which_no_answer_came_is_taken_back_when_the_writer_spea
     assert bench.server.run_of(run.run_id).status == "RUNNING"
     run.end()
     await bench.deliver()
+    assert apart(bench.server, run.logged) == []
+
+
+async def test_no_power_cut_undoes_the_note_that_a_run_is_being_made_or_ended(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[list[str]] = []
+    begin = Ledger.transaction
+
+    def watched(ledger: Ledger, *, durable: bool = False) -> AbstractContextManager[None]:
+        if durable:
+            heard.append([endpoint for endpoint, _ in bench.server.heard])
+        return begin(ledger, durable=durable)
+
+    monkeypatch.setattr(Ledger, "transaction", watched)
+    run = SpooledRun(bench.spool, "e")
+    run.end()
+    await bench.deliver()
+    before_create, before_end = heard
+    assert "runs/create" not in before_create
+    assert "runs/create" in before_end and "runs/update" not in before_end
     assert apart(bench.server, run.logged) == []
 
 

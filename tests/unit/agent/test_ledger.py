@@ -29,6 +29,16 @@ def path(tmp_path: Path) -> Path:
     return ledger_path(tmp_path / "state", URL)
 
 
+def test_a_durable_transaction_waits_for_the_disk_and_no_other_does(path: Path) -> None:
+    ledger = Ledger.open(path, URL)
+    found = []
+    for durable in (False, True, False):
+        with ledger.transaction(durable=durable):
+            found += ledger.rows("PRAGMA synchronous")
+    assert found == [(1,), (2,), (1,)]
+    ledger.close()
+
+
 def test_what_was_written_is_there_in_the_next_life(path: Path) -> None:
     ledger = Ledger.open(path, URL)
     with ledger.transaction():
