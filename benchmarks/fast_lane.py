@@ -86,6 +86,7 @@ def be_the_lane(bundle: str, uri: str) -> None:
     """The same as `mlferry import --into`, with the seconds that are not MLflow's import."""
     from mlflow.store.tracking import sqlalchemy_store as _  # noqa: F401
 
+    from mlferry_agent.carrying.places import LocalPlace
     from mlferry_agent.config import load
     from mlferry_agent.database.importing import import_into
     from mlferry_agent.discovery import discover
@@ -93,7 +94,7 @@ def be_the_lane(bundle: str, uri: str) -> None:
 
     config = load(os.environ, {})
     began = time.monotonic()
-    import_bundle(config.dir, [Path(bundle)])
+    import_bundle(config.dir, [LocalPlace(Path(bundle))])
     report = import_into(config, uri, discover(config.dir))
     assert report.exit_code == 0, report
     print(json.dumps({"seconds": time.monotonic() - began, "points": report.rows["metric points"]}))

@@ -31,7 +31,7 @@ from mlferry_spool.layout import BLOBS, is_name, run_id_of, segment_offset
 from mlferry_spool.limits import MAX_SEGMENT_BYTES
 from mlferry_spool.trust import open_trusted
 
-__all__ = ["Entry", "Manifest", "is_spool_path", "read_bundle", "select_new", "write_bundle"]
+__all__ = ["MOST_MANIFEST_BYTES", "Entry", "Manifest", "is_spool_path", "read_bundle", "select_new", "write_bundle"]
 
 _FORMAT = 1
 _MANIFEST, _DIGEST = "mlferry-bundle.json", "mlferry-bundle.sha256"
@@ -41,7 +41,7 @@ _CHUNK = 1 << 20
 #: A manifest has about 200 bytes a file; this is more than half a million files.
 #: Beyond: `BadBundle` before it is read; nothing is imported. Export such a spool in several bundles.
 #: Test: tests/unit/agent/test_bundles.py::test_a_manifest_that_claims_more_than_any_has_is_refused_before_it_is_read
-_MOST_MANIFEST_BYTES = 128 << 20
+MOST_MANIFEST_BYTES = 128 << 20
 
 #: No entry of a manifest is shorter (its digest and the names of its fields alone are longer), and none has more of the
 #: characters that make objects of a few bytes: what is denser than this is refused before JSON makes gigabytes of it.
@@ -202,7 +202,7 @@ def _read_manifest(source: _Source) -> bytes:
         size = int(block[124:136].rstrip(b"\0 ") or b"0", 8)
     except ValueError:
         raise BadBundle("it does not begin as a bundle does") from None
-    if size > _MOST_MANIFEST_BYTES or block != _header(_MANIFEST, size):
+    if size > MOST_MANIFEST_BYTES or block != _header(_MANIFEST, size):
         raise BadBundle("it does not begin as a bundle does")
     content = source.read(size, "its manifest")
     source.read(len(_padding(size)), "its manifest")

@@ -143,6 +143,40 @@ class BadBundle(AgentError):
     """
 
 
+class Locked(AgentError):
+    """A bundle or a receipt is encrypted, and nothing that was given opens it.
+
+    Nothing of it was imported and nothing that was there was changed. Give the identity that it was encrypted for with
+    `--identity FILE`.
+    """
+
+
+class BadKey(AgentError):
+    """A key is none, or not of the kind that is needed here.
+
+    Nothing was written. A recipient is `age1...`, `ssh-ed25519 ...` or a file of such lines; an identity is what
+    `age-keygen` or `ssh-keygen` made; keys for signatures are those of `minisign -G`.
+    """
+
+
+class PlaceTrouble(AgentError):
+    """A place that a URL names could not be reached, read or written.
+
+    Nothing was imported, and no file is half there. Try again once that is mended; an export in parts goes on from there.
+    """
+
+    def __init__(self, reason: str, *, again: bool = True) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
+class NeedsExtra(AgentError):
+    """A library that this needs is not installed.
+
+    Nothing was changed. The reason says what installs it.
+    """
+
+
 class BadDatabase(AgentError):
     """The database cannot be written to: it is none of MLflow's, cannot be reached, or its tables are of another release.
 

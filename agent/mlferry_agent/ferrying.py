@@ -13,13 +13,17 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from mlferry_agent.bundles import Entry, Manifest, read_bundle, select_new, write_bundle
+from mlferry_agent.bundles import MOST_MANIFEST_BYTES, Entry, Manifest, read_bundle, select_new, write_bundle
+from mlferry_agent.carrying.parts import Changed, Parts, Seal, digest_of, part_name
+from mlferry_agent.carrying.places import Place
+from mlferry_agent.carrying.reading import Joined, Trust, read_small
+from mlferry_agent.carrying.signing import SIGNATURE
+from mlferry_agent.carrying.unfinished import Unfinished
 from mlferry_agent.discovery import RunLog
 from mlferry_agent.errors import BadBundle
 from mlferry_agent.importing.waiting import waiting_directory
@@ -34,7 +38,7 @@ from mlferry_spool.records import Artifact, BlobRef, Inputs, ModelUpdate, Record
 from mlferry_spool.tailer import Entry as Frame
 from mlferry_spool.trust import open_directory, open_trusted
 
-__all__ = ["Imported", "export_bundle", "import_bundle", "plan_export", "read_receipt", "write_receipt"]
+__all__ = ["Exported", "Imported", "export_bundle", "import_bundle", "plan_export", "read_receipt", "write_receipt"]
 
 _CHUNK = 1 << 20
 
@@ -44,9 +48,8 @@ OnBytes = Callable[[int], None]
 # -- export ---------------------------------------------------------------------------------------------------------------
 
 
-def plan_export(root: Path, runs: Iterable[RunLog], receipts: Iterable[Path] = ()) -> Manifest:
-    """What a bundle of these runs holds. Raises BadBundle: a receipt is none; SpoolError, OSError: a file cannot be read."""
-    known = [entry for receipt in receipts for entry in read_receipt(receipt)]
+def plan_export(root: Path, runs: Iterable[RunLog], known: Iterable[Entry] = ()) -> Manifest:
+    """What a bundle of these runs holds, without what receipts say has arrived. Raises SpoolError, OSError."""
     return select_new((entry for run in runs for entry in _entries(root, run)), known)
 
 
@@ -106,67 +109,74 @@ def _digests(frame: Frame) -> Iterator[bytes]:
                     yield text.sha256
 
 
-class _Parts(RawIOBase):
-    """Files of at most so many bytes: ``name.000``, ``name.001``...; with no limit, one file of the name itself."""
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The files of a bundle, and how many of them were there before, from an export that was broken off."""
 
-    def __init__(self, path: Path, limit: int | None) -> None:
-        self.paths: list[Path] = []
-        self._path, self._limit, self._room = path, limit, 0
-        self._file: BinaryIO | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view, written = memoryview(data), 0
-        while written < len(view):
-            if self._file is None or (self._limit is not None and not self._room):
-                self._next()
-            assert self._file is not None
-            piece = view[written:] if self._limit is None else view[written : written + self._room]
-            self._file.write(piece)
-            self._room -= len(piece)
-            written += len(piece)
-        return written
-
-    def _next(self) -> None:
-        self._finish()
-        name = self._path if self._limit is None else self._path.with_name(f"{self._path.name}.{len(self.paths):03d}")
-        self._file = name.open("xb")
-        self.paths.append(name)
-        self._room = self._limit or 0
-
-    def _finish(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
-
-    def close(self) -> None:
-        self._finish()
-        super().close()
+    places: tuple[Place, ...]
+    kept: int = 0
 
 
 def export_bundle(
-    root: Path, manifest: Manifest, to: Path, *, split_bytes: int | None = None, on_bytes: OnBytes = lambda count: None
-) -> list[Path]:
-    """Write a bundle; returns its file, or its parts. What is incomplete is taken away again.
+    root: Path,
+    manifest: Manifest,
+    to: Place,
+    *,
+    split_bytes: int | None = None,
+    seal: Seal = Seal(),  # noqa: B008 - it is frozen
+    replace: bool = False,
+    unfinished: Unfinished | None = None,
+    on_bytes: OnBytes = lambda count: None,
+) -> Exported:
+    """Write a bundle. What is incomplete is taken away again; parts that are complete stay where the medium failed and
+    ``unfinished`` knows of them.
 
     Raises:
-        BadBundle: a file changed meanwhile. OSError: it cannot be read or written, or the bundle is there already.
+        BadBundle: a file changed meanwhile. OSError, PlaceTrouble: something cannot be read or written, or is there already.
     """
-    out = _Parts(to, split_bytes)
-    try:
-        for count in write_bundle(root, manifest, cast(BinaryIO, out)):
-            on_bytes(count)
-        out.close()
-    except BaseException:
-        out.close()
-        for path in out.paths:
-            path.unlink(missing_ok=True)
-        raise
-    return out.paths
+    keep = 1 << 30
+    while True:
+        out = Parts(to, seal, split_bytes, unfinished=unfinished, replace=replace, keep=keep)
+        try:
+            for count in write_bundle(root, manifest, cast(BinaryIO, out)):
+                on_bytes(count)
+            out.finish()
+        except Changed as changed:
+            [keep] = changed.args
+            continue
+        except BaseException as error:
+            out.abort()
+            if unfinished is None or _is_of_spool(root, error):
+                _take_away(to, out.finished, unfinished)
+            raise
+        _remove_older(to, out, split=split_bytes is not None, replace=replace)
+        return Exported(tuple(out.finished), out.kept)
+
+
+def _is_of_spool(root: Path, error: BaseException) -> bool:
+    """Whether what is to be bundled is not as it was listed; then nothing can go on from here."""
+    if isinstance(error, OSError):
+        return root in Path(os.fsdecode(error.filename or "")).parents
+    return isinstance(error, (BadBundle, SpoolError))
+
+
+def _take_away(to: Place, finished: Sequence[Place], unfinished: Unfinished | None) -> None:
+    ours = list(finished)
+    if unfinished is not None:
+        ours += [to.beside(made.name) for made in unfinished.parts.values() if digest_of(to.beside(made.name), made)]
+        unfinished.end()
+    for place in ours:
+        place.remove()
+        place.beside(place.name + SIGNATURE).remove()
+
+
+def _remove_older(to: Place, out: Parts, *, split: bool, replace: bool) -> None:
+    """What a longer bundle of the same name left behind the parts of this one."""
+    number = len(out.finished)
+    while split and replace and (place := to.beside(part_name(to.name, number))).exists():
+        place.remove()
+        place.beside(place.name + SIGNATURE).remove()
+        number += 1
 
 
 # -- import ---------------------------------------------------------------------------------------------------------------
@@ -181,48 +191,22 @@ class Imported:
     receipt: Manifest
 
 
-class _Joined(RawIOBase):
-    """Several files read as one."""
-
-    def __init__(self, paths: list[Path], on_bytes: OnBytes) -> None:
-        self._files = iter(paths)
-        self._on_bytes = on_bytes
-        self._file: BinaryIO | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while True:
-            if self._file is None:
-                path = next(self._files, None)
-                if path is None:
-                    return 0
-                self._file = path.open("rb")
-            data = self._file.read(len(buffer))
-            if data:
-                buffer[: len(data)] = data
-                self._on_bytes(len(data))
-                return len(data)
-            self._file.close()
-            self._file = None
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        super().close()
-
-
-def import_bundle(root: Path, parts: list[Path], on_bytes: OnBytes = lambda count: None) -> Imported:
+def import_bundle(
+    root: Path,
+    parts: Sequence[Place],
+    trust: Trust = Trust(),  # noqa: B008 - it is frozen
+    on_bytes: OnBytes = lambda count: None,
+) -> Imported:
     """Put what a bundle holds into the spool at ``root``.
 
     Raises:
-        BadBundle: it is damaged or hostile, contradicts the spool, or builds on what never came; nothing was imported.
+        BadBundle: it is damaged or hostile, not signed as it must be, contradicts the spool, or builds on what never came;
+            Locked: it is encrypted for others; PlaceTrouble: it cannot be read. Nothing was imported.
         UntrustedFile: a link or somebody else's file stands in this spool where a file of the bundle belongs.
         OSError: the disk.
     """
     with waiting_directory(root) as waiting:
-        manifest = _unpack(parts, waiting, on_bytes)
+        manifest = _unpack(parts, trust, waiting, on_bytes)
         _check_known(root, manifest)
         wanted = [entry for number, entry in enumerate(manifest.files) if _is_new(root, entry, waiting / str(number))]
         numbers = {entry: number for number, entry in enumerate(manifest.files)}
@@ -231,19 +215,30 @@ def import_bundle(root: Path, parts: list[Path], on_bytes: OnBytes = lambda coun
         return Imported(len(wanted), len(manifest.files) - len(wanted), manifest)
 
 
-def _unpack(parts: list[Path], waiting: Path, on_bytes: OnBytes) -> Manifest:
-    with contextlib.closing(_Joined(parts, on_bytes)) as joined:
-        contents = read_bundle(cast(BinaryIO, joined))
-        manifest = next(contents)
-        assert isinstance(manifest, Manifest)
-        for number in range(len(manifest.files)):
-            with (waiting / str(number)).open("xb") as file:
-                for _, chunk in _until_checked(contents):
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-        for _ in contents:  # the end of the bundle is checked too
-            pass
+def _unpack(parts: Sequence[Place], trust: Trust, waiting: Path, on_bytes: OnBytes) -> Manifest:
+    with contextlib.closing(Joined(parts, trust, on_bytes)) as joined:
+        try:
+            manifest = _unpacked(cast(BinaryIO, joined), waiting)
+        except BadBundle as error:
+            if joined.where in error.reason:
+                raise
+            raise BadBundle(f"{joined.where}: {error.reason}") from error
+        joined.finish()
+    return manifest
+
+
+def _unpacked(stream: BinaryIO, waiting: Path) -> Manifest:
+    contents = read_bundle(stream)
+    manifest = next(contents)
+    assert isinstance(manifest, Manifest)
+    for number in range(len(manifest.files)):
+        with (waiting / str(number)).open("xb") as file:
+            for _, chunk in _until_checked(contents):
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+    for _ in contents:  # the end of the bundle is checked too
+        pass
     return manifest
 
 
@@ -303,17 +298,26 @@ def _refuse_links(root: Path, directory: Path) -> None:
 # -- receipts -------------------------------------------------------------------------------------------------------------
 
 
-def read_receipt(path: Path) -> list[Entry]:
-    """What has arrived, according to a receipt. Raises BadBundle, OSError."""
+def read_receipt(place: Place, trust: Trust = Trust()) -> list[Entry]:  # noqa: B008 - it is frozen
+    """What has arrived, according to a receipt. Raises BadBundle, Locked, OSError, PlaceTrouble."""
+    content = read_small(place, MOST_MANIFEST_BYTES, trust)
     try:
-        manifest = Manifest.decoded(path.read_bytes())
+        if len(content) > MOST_MANIFEST_BYTES:
+            raise BadBundle("it is longer than any")
+        manifest = Manifest.decoded(content)
     except BadBundle as error:
-        raise BadBundle(f"{path} is no receipt: {error.reason}") from error
+        raise BadBundle(f"{place} is no receipt: {error.reason}") from error
     return [*manifest.files, *manifest.known]
 
 
-def write_receipt(manifest: Manifest, path: Path) -> None:
-    """List what has arrived, for the next export. Raises OSError."""
+def write_receipt(manifest: Manifest, place: Place, seal: Seal = Seal()) -> None:  # noqa: B008 - it is frozen
+    """List what has arrived, for the next export; over an older one. Raises OSError, PlaceTrouble."""
     receipt = Manifest((), (*manifest.files, *manifest.known))
-    content = json.dumps(json.loads(receipt.encoded()), indent=1)
-    path.write_text(content + "\n", encoding="ascii")
+    content = json.dumps(json.loads(receipt.encoded()), indent=1) + "\n"
+    out = Parts(place, seal, replace=True)
+    try:
+        out.write(content.encode("ascii"))
+        out.finish()
+    except BaseException:
+        out.abort()
+        raise

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mlferry_agent import verification
+from mlferry_agent.bundles import Entry
 from mlferry_agent.cleaning import Candidate, Kept
 from mlferry_agent.config import Config
 from mlferry_agent.courier import Courier
@@ -52,13 +53,13 @@ async def by_server(
 
 
 def by_receipts(
-    root: Path, receipts: Sequence[Path], candidates: Sequence[Candidate], on_run: Callable[[], None] = lambda: None
+    root: Path, arrived: Sequence[Entry], candidates: Sequence[Candidate], on_run: Callable[[], None] = lambda: None
 ) -> tuple[list[Candidate], list[Kept]]:
-    """Those of which every file, as it is now, has arrived on the far side. Raises BadBundle, SpoolError, OSError."""
+    """Those of which every file, as it is now, has arrived on the far side, as receipts say. Raises SpoolError, OSError."""
     proven: list[Candidate] = []
     kept: list[Kept] = []
     for candidate in candidates:
-        if plan_export(root, [candidate.run], receipts).files:
+        if plan_export(root, [candidate.run], arrived).files:
             kept.append(Kept(candidate.run.run_id, "not all in the receipts"))
         else:
             proven.append(candidate)

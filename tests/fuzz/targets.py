@@ -20,6 +20,7 @@ from tests.compat.golden import RECORDS, SEGMENT
 from mlferry_agent import entity_requests, requests
 from mlferry_agent.answers import Answer, Verdict, classify, json_object
 from mlferry_agent.bundles import Entry, Manifest, read_bundle
+from mlferry_agent.carrying.places import LocalPlace
 from mlferry_agent.config import load
 from mlferry_agent.errors import BadBundle, BadConfiguration
 from mlferry_agent.ferrying import read_receipt
@@ -93,7 +94,7 @@ def manifest(data: bytes) -> None:
         path = Path(name) / "receipt"
         path.write_bytes(data)
         try:
-            found = read_receipt(path)
+            found = read_receipt(LocalPlace(path))
         except BadBundle:
             return
     assert all(type(entry) is Entry and not Path(entry.path).is_absolute() for entry in found)

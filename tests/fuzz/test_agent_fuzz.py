@@ -26,6 +26,7 @@ from tests.spooling import SpooledRun, a_bit_of_everything
 
 from mlferry_agent.answers import Answer, Verdict, classify, json_object
 from mlferry_agent.bundles import Entry, Manifest, read_bundle, write_bundle
+from mlferry_agent.carrying.places import LocalPlace
 from mlferry_agent.config import Config, load
 from mlferry_agent.credentials import Destination, destination
 from mlferry_agent.discovery import discover
@@ -216,7 +217,7 @@ def test_a_bundle_that_somebody_edited_is_refused_or_is_the_same(edits: list[tup
         root, path = Path(name) / "spool", Path(name) / "bundle"
         path.write_bytes(zstandard.compress(edited))
         try:
-            import_bundle(root, [path])
+            import_bundle(root, [LocalPlace(path)])
         except BadBundle:
             assert not [found for found in root.rglob("*") if found.is_file()]
             return

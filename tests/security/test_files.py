@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.security.conftest import NOBODY, Spool, needs_root
 
+from mlferry_agent.carrying.places import LocalPlace
 from mlferry_agent.discovery import discover
 from mlferry_agent.errors import BadBundle, UnreadableFile
 from mlferry_agent.feeds import read_blob
@@ -225,7 +226,7 @@ def test_a_sparse_terabyte_is_neither_read_nor_bundled_nor_dumped_to_its_end(min
     assert list(dump_segment(mine.segment))[-1]["torn"] < MAX_SEGMENT_BYTES
     manifest = plan_export(mine.root, discover(mine.root))
     assert [entry.size for entry in manifest.files] == [MAX_SEGMENT_BYTES]
-    [made] = export_bundle(mine.root, manifest, tmp_path / "bundle")
+    [made] = export_bundle(mine.root, manifest, LocalPlace(tmp_path / "bundle")).places
     import_bundle(tmp_path / "outside", [made])
 
 
@@ -283,7 +284,9 @@ def test_a_whole_spool_of_one_other_user_is_read_where_it_was_asked_for(mine: Sp
 
 @pytest.mark.parametrize("what", ["runs", "run", "writer"])
 def test_a_bundle_is_not_imported_through_a_link(mine: Spool, tmp_path: Path, what: str) -> None:
-    [bundle] = export_bundle(mine.root, plan_export(mine.root, discover(mine.root)), tmp_path / "bundle")
+    [bundle] = export_bundle(
+        mine.root, plan_export(mine.root, discover(mine.root)), LocalPlace(tmp_path / "bundle")
+    ).places
     outside, victim = Spool(tmp_path / "outside", b"", mine.blob), tmp_path / "victim"
     victim.mkdir()
     place(outside, what).parent.mkdir(parents=True, exist_ok=True)
@@ -300,12 +303,12 @@ def test_a_blob_that_is_not_what_its_name_says_does_not_leave_in_a_bundle(mine: 
     manifest = plan_export(mine.root, discover(mine.root))
     mine.blob_path.write_bytes(b"a secret")  # of the same size
     with pytest.raises(BadBundle, match="changed while it was bundled"):
-        export_bundle(mine.root, manifest, tmp_path / "bundle")
+        export_bundle(mine.root, manifest, LocalPlace(tmp_path / "bundle"))
     assert not (tmp_path / "bundle").exists()
     mine.blob_path.unlink()
     mine.blob_path.symlink_to(tmp_path)
     with pytest.raises(UntrustedFile):
-        export_bundle(mine.root, manifest, tmp_path / "bundle")
+        export_bundle(mine.root, manifest, LocalPlace(tmp_path / "bundle"))
 
 
 def test_a_segment_in_a_bundle_is_no_larger_than_a_segment(tmp_path: Path) -> None:

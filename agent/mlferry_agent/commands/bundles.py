@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlferry_agent.carrying.places import is_url
 from mlferry_agent.commands.app import (
     CARRY,
     IMPORTED,
@@ -23,11 +25,14 @@ from mlferry_agent.commands.app import (
     out,
     print_json,
 )
+from mlferry_agent.commands.crossing import Crossing, Wanted, export_bundle, import_bundle, show_import
+from mlferry_agent.commands.keys import Identity, Recipient, Sign, SignedBy, seal_of, trust_of
 from mlferry_agent.views.words import counted
 
 if TYPE_CHECKING:
+    from mlferry_agent.carrying.places import Place
     from mlferry_agent.config import Config
-    from mlferry_agent.ferrying import Imported
+    from mlferry_agent.discovery import RunLog
 
 
 @command(
@@ -35,45 +40,60 @@ if TYPE_CHECKING:
     CARRY,
     "mlferry export /media/stick/monday.tar.zst",
     "mlferry export tuesday.tar.zst --since monday.tar.zst.receipt.json --split 4000",
+    "mlferry export s3://ferry/monday.tar.zst --split 1000",
+    "mlferry export monday.tar.zst.age --recipient age1... --sign minisign.key",
 )
 def export(
-    bundle: Annotated[Path, typer.Argument(metavar="FILE", help="The file to make, such as monday.tar.zst.")],
+    bundle: Annotated[str, typer.Argument(metavar="FILE|URL", help="The file to make, such as monday.tar.zst.")],
     runs: Runs = None,
     dir: Dir = None,
     since: Annotated[
-        list[Path] | None, typer.Option("--since", metavar="RECEIPT", help="Leave out what has arrived; repeatable.")
+        list[str] | None,
+        typer.Option("--since", metavar="RECEIPT", help="Leave out what has arrived: a file or URL; repeatable."),
     ] = None,
     split: Annotated[
-        int | None, typer.Option("--split", metavar="MB", min=1, help="Parts of at most so many megabytes.")
+        int | None,
+        typer.Option("--split", metavar="MB", min=1, help="Parts of at most so many megabytes; repeated, it goes on."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is there, and begin anew what was broken off.")
+    ] = False,
+    recipient: Recipient = None,
+    sign: Sign = None,
+    identity: Identity = None,
+    signed_by: SignedBy = None,
+    state_dir: State = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Bundle runs into one checksummed file.
 
     To be carried where the server is, and imported there. Runs may go on meanwhile: what they log later comes with the
-    next bundle.
-    """
-    from mlferry_agent import ferrying
-    from mlferry_agent.status import everything
-    from mlferry_agent.views.messages import say
-    from mlferry_agent.views.progress import carrying, waiting
+    next bundle. A URL is any that fsspec reaches: s3://, sftp://.
 
-    config = configured(dir=dir)
-    with waiting(err, "reading what is there", quiet):
-        manifest = ferrying.plan_export(config.dir, everything(config.dir, runs or []), since or [])
-    with carrying(err, "exporting", sum(entry.size for entry in manifest.files), quiet) as on_bytes:
-        limit = None if split is None else split * 1_000_000
-        made = ferrying.export_bundle(config.dir, manifest, bundle, split_bytes=limit, on_bytes=on_bytes)
+    With --split, an export that was broken off goes on where it was when the same command is given again. --identity and
+    --signed-by are for receipts.
+    """
+    from mlferry_agent.views.messages import say
+
+    config = configured(dir=dir, state_dir=state_dir)
+    wanted = Wanted(runs or [], since or [], split, recipient or [], overwrite)
+    crossing = Crossing(seal_of(recipient, sign), trust_of(identity, signed_by), quiet or as_json)
+    manifest, done = export_bundle(config, bundle, wanted, crossing)
+    if as_json:
+        places = [str(place) for place in done.places]
+        print_json({"files": len(manifest.files), "left_out": len(manifest.known), "kept": done.kept, "made": places})
+        return
     known = f", {len(manifest.known):,} left out that have arrived" if manifest.known else ""
-    say(out, f"{counted(len(manifest.files), 'file')} in {', '.join(map(str, made))}{known}")
+    there = f", {done.kept:,} of them from before" if done.kept else ""
+    say(out, f"{counted(len(manifest.files), 'file')} in {', '.join(map(str, done.places))}{there}{known}")
 
 
 Paths = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Argument(
-        metavar="PATH...",
-        exists=True,
-        help="A bundle, or its parts in order; an mlflow.db, an mlruns folder, TensorBoard's or wandb's folder.",
+        metavar="PATH|URL...",
+        help="A bundle (of parts, the first is enough); an mlflow.db, an mlruns folder, TensorBoard's or wandb's folder.",
         show_default=False,
     ),
 ]
@@ -87,10 +107,10 @@ Into = Annotated[
     ),
 ]
 ReceiptPath = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--receipt",
-        metavar="PATH",
+        metavar="PATH|URL",
         help="Where to write a bundle's receipt. Default: beside the bundle.",
         show_default=False,
     ),
@@ -114,7 +134,9 @@ Artifacts = Annotated[
     "import",
     CARRY,
     "mlferry import /media/stick/monday.tar.zst",
-    "mlferry import tuesday.tar.zst.*",
+    "mlferry import tuesday.tar.zst.000",
+    "mlferry import s3://ferry/monday.tar.zst",
+    "mlferry import monday.tar.zst.age --identity key.txt --signed-by minisign.pub",
     "mlferry import mlflow.db --artifacts /srv/mlflow/mlartifacts",
     "mlferry import lightning_logs --experiment birds",
     "mlferry import monday.tar.zst --into sqlite:////srv/mlflow/mlflow.db",
@@ -126,6 +148,10 @@ def import_(
     dir: Dir = None,
     into: Into = None,
     receipt: ReceiptPath = None,
+    identity: Identity = None,
+    signed_by: SignedBy = None,
+    recipient: Recipient = None,
+    sign: Sign = None,
     experiment: Experiment = None,
     artifacts: Artifacts = None,
     state_dir: State = None,
@@ -138,27 +164,37 @@ def import_(
 
     It comes whole or not at all. Then `mlferry sync`, or the agent, delivers it. Importing twice changes nothing, and
     what has grown since is added. A bundle's receipt, carried back, lets the next bundle leave out what has arrived, and
-    `mlferry clean` make room.
+    `mlferry clean` make room. --recipient and --sign are for the receipt.
 
     With `--into`, for who owns the database of an MLflow server of the version that is installed here, a bundle is written
     on into it, many times as fast as over REST, and runs keep their ids.
     """
-    from mlferry_agent.importing.showing import Options, import_others
+    from mlferry_agent.importing.showing import Options, bundle_of, import_others
 
     flags = {"dir": dir, "state_dir": state_dir, "stale_after_s": stale_after, "deleted": deleted}
     config = configured(**flags)
-    if into is not None:
-        raise typer.Exit(_import_into(config, into, paths or [], receipt, artifacts, as_json=as_json, quiet=quiet))
-    if not paths:
+    if not paths and into is None:
         raise typer.BadParameter("name what to import, or say --into")
-    options = Options(experiment, _folder(artifacts))
-    if not import_others(config.dir, paths, options, as_json=as_json, quiet=quiet):
-        done, path = _import_bundle(config.dir, paths, receipt, quiet=quiet or as_json)
-        if as_json:
-            print_json({"new": done.new, "there": done.there, "receipt": str(path)})
-            return
-        _show_bundle(done, path)
+    _check_there(paths or [])
+    parts = bundle_of(paths) if paths else None
+    crossing = Crossing(seal_of(recipient, sign), trust_of(identity, signed_by), quiet or as_json)
+    if into is not None:
+        brought = _brought(config, paths, parts, receipt, crossing)
+        raise typer.Exit(_write_into(config, into, brought, artifacts, as_json=as_json, quiet=quiet))
+    if parts is None:
+        options = Options(experiment, _folder(artifacts))
+        import_others(config.dir, [Path(path) for path in paths or []], options, as_json=as_json, quiet=quiet)
+        return
+    show_import(*import_bundle(config.dir, parts, receipt, crossing), as_json=as_json)
+    if not as_json:
         out.print("deliver them with: mlferry sync", highlight=False)
+
+
+def _check_there(paths: Sequence[str]) -> None:
+    """A path may be the name of a whole bundle, of which its parts alone are there. Raises BadParameter."""
+    for path in paths:
+        if not is_url(path) and not Path(path).exists() and not Path(f"{path}.000").exists():
+            raise typer.BadParameter(f"Path '{path}' does not exist.", param_hint="PATH|URL...")
 
 
 def _folder(place: str | None) -> Path | None:
@@ -169,39 +205,28 @@ def _folder(place: str | None) -> Path | None:
     return Path(place)
 
 
-def _import_bundle(root: Path, parts: list[Path], receipt: Path | None, *, quiet: bool) -> tuple[Imported, Path]:
-    from mlferry_agent import ferrying
-    from mlferry_agent.views.progress import carrying
-
-    with carrying(err, "importing", sum(part.stat().st_size for part in parts), quiet) as on_bytes:
-        done = ferrying.import_bundle(root, parts, on_bytes)
-    path = receipt or parts[0].with_name(f"{parts[0].name}.receipt.json")
-    ferrying.write_receipt(done.receipt, path)
-    return done, path
-
-
-def _show_bundle(done: Imported, receipt: Path) -> None:
-    from mlferry_agent.views.messages import say
-
-    say(out, f"{counted(done.new, 'file')} imported, {done.there:,} were there; receipt: {receipt}")
-
-
-def _import_into(
-    config: Config, uri: str, paths: list[Path], receipt: Path | None, place: str | None, *, as_json: bool, quiet: bool
-) -> int:
-    from mlferry_agent.database.importing import import_into
-    from mlferry_agent.database.showing import check_bundle, runs_of, show
+def _brought(
+    config: Config, paths: Sequence[str] | None, parts: Sequence[Place] | None, receipt: str | None, crossing: Crossing
+) -> list[RunLog]:
+    """The runs that are to be written on: those that a bundle brings, else all."""
+    from mlferry_agent.database.showing import refuse_others, runs_of
     from mlferry_agent.status import everything
+
+    if not paths:
+        return everything(config.dir)
+    if parts is None:
+        refuse_others()
+    done, place = import_bundle(config.dir, parts or [], receipt, crossing)
+    if not crossing.quiet:
+        show_import(done, place)
+    return runs_of(config.dir, done.receipt)
+
+
+def _write_into(config: Config, uri: str, runs: list[RunLog], place: str | None, *, as_json: bool, quiet: bool) -> int:
+    from mlferry_agent.database.importing import import_into
+    from mlferry_agent.database.showing import show
     from mlferry_agent.views.progress import counting
 
-    check_bundle(paths)
-    if paths:
-        done, path = _import_bundle(config.dir, paths, receipt, quiet=quiet or as_json)
-        if not quiet and not as_json:
-            _show_bundle(done, path)
-        runs = runs_of(config.dir, done.receipt)
-    else:
-        runs = everything(config.dir)
     with counting(err, "writing", len(runs), quiet or as_json) as on_run:
         report = import_into(config, uri, runs, artifacts=place, on_run=on_run)
     if as_json:

@@ -28,8 +28,11 @@ from mlferry_agent.commands.app import (
     out,
     print_json,
 )
+from mlferry_agent.commands.crossing import read_receipts
+from mlferry_agent.commands.keys import Identity, SignedBy, trust_of
 
 if TYPE_CHECKING:
+    from mlferry_agent.bundles import Entry
     from mlferry_agent.cleaning import Candidate, Kept
     from mlferry_agent.config import Config
     from mlferry_agent.ledger import Ledger
@@ -58,9 +61,11 @@ def clean(
         typer.Option("--keep", metavar="N|SIZE", help="Keep the newest runs: so many (10), or what fits (500GB)."),
     ] = None,
     receipt: Annotated[
-        list[Path] | None,
-        typer.Option("--receipt", metavar="FILE", help="Proof: the far side's receipt. Repeatable.", exists=True),
+        list[str] | None,
+        typer.Option("--receipt", metavar="FILE|URL", help="Proof: the far side's receipt. Repeatable."),
     ] = None,
+    identity: Identity = None,
+    signed_by: SignedBy = None,
     trust_ledger: Annotated[
         bool, typer.Option("--trust-ledger", help="Proof: that the server acknowledged it; do not read it back.")
     ] = False,
@@ -84,12 +89,13 @@ def clean(
 
     if receipt and trust_ledger:
         raise typer.BadParameter("--receipt and --trust-ledger are two proofs; name one")
+    arrived = read_receipts(receipt, trust_of(identity, signed_by)) if receipt else None
     keep_runs, keep_bytes = _kept(keep)
     limits = Limits(_seconds(older_than), keep_runs, keep_bytes, dropped)
     config = configured(to=to, dir=dir, state_dir=state_dir, give_up_after_s=give_up_after)
     busy = quiet or as_json
     with contextlib.nullcontext() if dry_run or not config.dir.is_dir() else cleaner(config.dir):
-        going, kept = _chosen(config, runs or [], limits, receipt or [], trust_ledger=trust_ledger, quiet=busy)
+        going, kept = _chosen(config, runs or [], limits, arrived, trust_ledger=trust_ledger, quiet=busy)
         _announce(going, kept, config, receipt or [], trust_ledger=trust_ledger, quiet=busy)
         if going and not dry_run:
             if not yes:
@@ -101,9 +107,9 @@ def clean(
 
 
 def _chosen(
-    config: Config, wanted: Sequence[str], limits: Any, receipts: Sequence[Path], *, trust_ledger: bool, quiet: bool
+    config: Config, wanted: Sequence[str], limits: Any, arrived: list[Entry] | None, *, trust_ledger: bool, quiet: bool
 ) -> tuple[list[Candidate], list[Kept]]:
-    """What may go, proven, and what stays."""
+    """What may go, proven, and what stays. ``arrived``: what receipts say; None: they are not the proof."""
     import asyncio
 
     from mlferry_agent.cleaning import choose, spare
@@ -114,17 +120,17 @@ def _chosen(
     from mlferry_agent.views.progress import counting, waiting
 
     runs = discover(config.dir)
-    with _ledgers(config, needed=not receipts) as ledgers:
+    with _ledgers(config, needed=arrived is None) as ledgers:
         with waiting(err, "looking", quiet):
-            going, kept = choose(config, select(runs, wanted), ledgers, limits, by_ledger=not receipts)
+            going, kept = choose(config, select(runs, wanted), ledgers, limits, by_ledger=arrived is None)
             going, spared = spare(going, runs, limits)
         if trust_ledger or not going:
             return going, kept + spared
-        if not receipts:
+        if arrived is None:
             destination_of(config, os.environ)
-        with counting(err, "reading back" if not receipts else "comparing", len(going), quiet) as on_run:
-            if receipts:
-                going, unproven = by_receipts(config.dir, receipts, going, on_run)
+        with counting(err, "reading back" if arrived is None else "comparing", len(going), quiet) as on_run:
+            if arrived is not None:
+                going, unproven = by_receipts(config.dir, arrived, going, on_run)
             else:
                 going, unproven = asyncio.run(by_server(config, os.environ, ledgers[0], going, on_run))
     return going, kept + spared + unproven
@@ -169,7 +175,7 @@ def _announce(
     going: Sequence[Candidate],
     kept: Sequence[Kept],
     config: Config,
-    receipts: Sequence[Path],
+    receipts: Sequence[str],
     *,
     trust_ledger: bool,
     quiet: bool,

@@ -10,24 +10,20 @@ from mlferry_agent.bundles import Manifest
 from mlferry_agent.database.report import Report
 from mlferry_agent.discovery import STORE, RunLog
 from mlferry_agent.errors import BadSource
-from mlferry_agent.importing.recognition import Kind, may_be_part, recognise
 from mlferry_agent.status import everything
 from mlferry_agent.views.messages import say
 from mlferry_agent.views.words import counted
 from mlferry_spool.layout import run_id_of
 
-__all__ = ["check_bundle", "runs_of", "show"]
+__all__ = ["refuse_others", "runs_of", "show"]
 
 #: Things set aside that are told; all of them are in ``--json``.
 _SHOWN = 20
 
 
-def check_bundle(paths: list[Path]) -> None:
-    """Raises BadSource: these are no bundle."""
-    if paths and (recognise(paths[0]).kind is not Kind.BUNDLE or not all(may_be_part(path) for path in paths[1:])):
-        raise BadSource(
-            "--into takes a bundle with its parts; import anything else first, then: mlferry import --into URI"
-        )
+def refuse_others() -> None:
+    """Raises BadSource: what is to be imported is no bundle."""
+    raise BadSource("--into takes a bundle with its parts; import anything else first, then: mlferry import --into URI")
 
 
 def runs_of(root: Path, bundle: Manifest) -> list[RunLog]:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlferry_agent.carrying.places import Place
+from mlferry_agent.carrying.sealing import AGE
 from mlferry_agent.errors import BadSource
 
-__all__ = ["Found", "Kind", "may_be_part", "recognise"]
+__all__ = ["Found", "Kind", "is_bundle", "may_be_part", "recognise"]
 
 _SQLITE, _WANDB, _ZSTD = b"SQLite format 3\0", b":W&B", b"\x28\xb5\x2f\xfd"
 
@@ -61,6 +63,12 @@ def recognise(path: Path) -> Found:
     return found[0]
 
 
+def is_bundle(place: Place) -> bool:
+    """Whether a file begins as a bundle does, encrypted or not. Raises OSError, PlaceTrouble."""
+    with place.open() as file:
+        return file.read(_HEAD_BYTES).startswith((_ZSTD, AGE))
+
+
 def may_be_part(path: Path) -> bool:
     """Whether a path may be a later part of a bundle, which begins with any bytes. Raises OSError."""
     return path.is_file() and _of_file(path) is None
@@ -73,7 +81,7 @@ def _of_file(path: Path) -> Kind | None:
         return Kind.DATABASE
     if head.startswith(_WANDB):
         return Kind.WANDB
-    if head.startswith(_ZSTD):
+    if head.startswith((_ZSTD, AGE)):
         return Kind.BUNDLE
     return Kind.TENSORBOARD if _TENSORBOARD in head else None
 

@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from mlferry_agent.carrying.places import Place, place_of
+from mlferry_agent.carrying.reading import find_parts
 from mlferry_agent.commands.app import err, out, print_json
 from mlferry_agent.errors import BadSource
-from mlferry_agent.importing.recognition import Kind, may_be_part, recognise
+from mlferry_agent.importing.recognition import Kind, is_bundle, may_be_part, recognise
 from mlferry_agent.importing.reports import Report
 from mlferry_agent.importing.taking import Options, take
 from mlferry_agent.views.messages import say
 from mlferry_agent.views.words import counted
 
-__all__ = ["Options", "import_others"]
+__all__ = ["Options", "bundle_of", "import_others"]
 
 
-_ALONE = "a bundle is imported alone, with its parts in order"
+_ALONE = "a bundle is imported alone, with its parts"
 
 
-def import_others(root: Path, paths: list[Path], options: Options, *, as_json: bool, quiet: bool) -> bool:
-    """Import paths, unless they are a bundle and its parts: then nothing is done and the answer is False.
+def bundle_of(paths: Sequence[str]) -> list[Place] | None:
+    """The parts of the bundle that is to be imported; None: it is something else.
 
-    Raises: as ``take``.
+    Raises: BadSource: a URL of anything but a bundle. BadBundle: a part is missing. OSError, PlaceTrouble, NeedsExtra.
     """
-    first = recognise(paths[0])
-    if first.kind is Kind.BUNDLE:
-        if not all(may_be_part(path) for path in paths[1:]):
-            raise BadSource(_ALONE)
-        return False
-    found = [first, *(recognise(path) for path in paths[1:])]
+    places = [place_of(path) for path in paths]
+    if any(not place.is_local for place in places) or not places[0].exists():
+        parts = find_parts(places)
+        if not is_bundle(parts[0]):
+            raise BadSource(f"{parts[0]} is no bundle; nothing else is imported from a URL")
+        return parts
+    if recognise(Path(str(places[0]))).kind is not Kind.BUNDLE:
+        return None
+    parts = find_parts(places)
+    if not all(may_be_part(Path(str(part))) or is_bundle(part) for part in parts[1:]):
+        raise BadSource(_ALONE)
+    return parts
+
+
+def import_others(root: Path, paths: list[Path], options: Options, *, as_json: bool, quiet: bool) -> None:
+    """Import what is no bundle. Raises: as ``take``."""
+    found = [recognise(path) for path in paths]
     if any(item.kind is Kind.BUNDLE for item in found):
         raise BadSource(_ALONE)
     with _taking(err, quiet or as_json) as on_run:
@@ -42,7 +55,6 @@ def import_others(root: Path, paths: list[Path], options: Options, *, as_json: b
         print_json(report.as_json())
     elif not quiet:
         _show(out, report)
-    return True
 
 
 @contextlib.contextmanager

@@ -16,9 +16,10 @@ from tests.examples import examples
 
 from mlferry_agent import bundles
 from mlferry_agent.bundles import Entry, Manifest, is_spool_path, read_bundle, write_bundle
+from mlferry_agent.carrying.places import LocalPlace
 from mlferry_agent.discovery import discover
 from mlferry_agent.errors import BadBundle
-from mlferry_agent.ferrying import export_bundle, import_bundle, plan_export, read_receipt, write_receipt
+from mlferry_agent.ferrying import Imported, export_bundle, import_bundle, plan_export, read_receipt, write_receipt
 from mlferry_spool import records
 from mlferry_spool.blobs import Blobs
 from mlferry_spool.layout import new_run_directory
@@ -60,23 +61,35 @@ def bundled(root: Path, manifest: Manifest) -> bytes:
     return out.getvalue()
 
 
-def exported(root: Path, bundle: Path, **more: Any) -> list[Path]:
-    return export_bundle(root, plan_export(root, discover(root), more.pop("receipts", ())), bundle, **more)
+def planned(root: Path, *receipts: Path) -> Manifest:
+    return plan_export(root, discover(root), [entry for path in receipts for entry in read_receipt(LocalPlace(path))])
+
+
+def exported(root: Path, bundle: Path, *receipts: Path, **more: Any) -> list[Path]:
+    return made(root, planned(root, *receipts), bundle, **more)
+
+
+def made(root: Path, manifest: Manifest, bundle: Path, **more: Any) -> list[Path]:
+    return [Path(str(place)) for place in export_bundle(root, manifest, LocalPlace(bundle), **more).places]
+
+
+def imported(root: Path, parts: list[Path]) -> Imported:
+    return import_bundle(root, [LocalPlace(part) for part in parts])
 
 
 def test_a_spool_comes_out_as_it_went_in(tmp_path: Path) -> None:
     a_spool(tmp_path / "inside").close(records.RunEnd(2, "FINISHED"))
-    done = import_bundle(tmp_path / "outside", exported(tmp_path / "inside", tmp_path / "b"))
+    done = imported(tmp_path / "outside", exported(tmp_path / "inside", tmp_path / "b"))
     assert files_of(tmp_path / "outside") == files_of(tmp_path / "inside")
     assert (done.new, done.there) == (2, 0)
 
 
 def test_importing_again_changes_nothing(tmp_path: Path) -> None:
     a_spool(tmp_path / "inside").close()
-    made = exported(tmp_path / "inside", tmp_path / "b")
-    import_bundle(tmp_path / "outside", made)
+    parts = exported(tmp_path / "inside", tmp_path / "b")
+    imported(tmp_path / "outside", parts)
     before = unchanged(tmp_path / "outside")
-    done = import_bundle(tmp_path / "outside", made)
+    done = imported(tmp_path / "outside", parts)
     assert (done.new, done.there) == (0, 2)
     assert before and unchanged(tmp_path / "outside") == before
 
@@ -90,25 +103,25 @@ def unchanged(root: Path) -> dict[Path, tuple[int, int, int]]:
 @pytest.mark.parametrize("split", [100, 1000, None])
 def test_a_bundle_in_parts_is_the_same_bundle(tmp_path: Path, split: int | None) -> None:
     a_spool(tmp_path / "inside").close()
-    made = exported(tmp_path / "inside", tmp_path / "b", split_bytes=split)
-    assert (len(made) > 1) == (split is not None and split < 1000)
-    assert all(part.stat().st_size <= (split or 1 << 30) for part in made)
-    import_bundle(tmp_path / "outside", made)
+    parts = exported(tmp_path / "inside", tmp_path / "b", split_bytes=split)
+    assert (len(parts) > 1) == (split is not None and split < 1000)
+    assert all(part.stat().st_size <= (split or 1 << 30) for part in parts)
+    imported(tmp_path / "outside", parts)
     assert files_of(tmp_path / "outside") == files_of(tmp_path / "inside")
 
 
 def test_a_run_that_goes_on_arrives_as_far_as_it_was_and_the_rest_with_the_next_bundle(tmp_path: Path) -> None:
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     writer = a_spool(inside)
-    first = plan_export(inside, discover(inside))
+    first = planned(inside)
     more(writer, range(3, 50))  # while the bundle is being written
-    done = import_bundle(outside, export_bundle(inside, first, tmp_path / "first"))
+    done = imported(outside, made(inside, first, tmp_path / "first"))
     [segment] = [path for path in files_of(outside) if path.endswith(".seg")]
     assert files_of(inside)[segment].startswith(files_of(outside)[segment])
-    write_receipt(done.receipt, tmp_path / "receipt")
-    second = plan_export(inside, discover(inside), [tmp_path / "receipt"])
+    write_receipt(done.receipt, LocalPlace(tmp_path / "receipt"))
+    second = planned(inside, tmp_path / "receipt")
     assert [item.path for item in second.files] == [segment]  # the blob has arrived
-    import_bundle(outside, export_bundle(inside, second, tmp_path / "second"))
+    imported(outside, made(inside, second, tmp_path / "second"))
     assert files_of(outside) == files_of(inside)
     writer.close()
 
@@ -118,31 +131,31 @@ def test_an_older_bundle_does_not_take_a_log_back(tmp_path: Path) -> None:
     old = exported(tmp_path / "inside", tmp_path / "old")
     more(writer, range(3, 9))
     writer.close()
-    import_bundle(tmp_path / "outside", exported(tmp_path / "inside", tmp_path / "new"))
-    import_bundle(tmp_path / "outside", old)
+    imported(tmp_path / "outside", exported(tmp_path / "inside", tmp_path / "new"))
+    imported(tmp_path / "outside", old)
     assert files_of(tmp_path / "outside") == files_of(tmp_path / "inside")
 
 
 def test_a_bundle_that_builds_on_one_that_never_came_is_refused(tmp_path: Path) -> None:
     a_spool(tmp_path / "inside").close()
-    plan = plan_export(tmp_path / "inside", discover(tmp_path / "inside"))
-    write_receipt(plan, tmp_path / "receipt")
-    made = exported(tmp_path / "inside", tmp_path / "b", receipts=[tmp_path / "receipt"])
+    plan = planned(tmp_path / "inside")
+    write_receipt(plan, LocalPlace(tmp_path / "receipt"))
+    parts = exported(tmp_path / "inside", tmp_path / "b", tmp_path / "receipt")
     with pytest.raises(BadBundle, match="import the bundle before it first"):
-        import_bundle(tmp_path / "outside", made)
+        imported(tmp_path / "outside", parts)
     assert files_of(tmp_path / "outside") == {}
 
 
 def test_what_contradicts_the_spool_is_refused_and_nothing_of_it_is_imported(tmp_path: Path) -> None:
     a_spool(tmp_path / "inside").close()
     a_spool(tmp_path / "inside", run_id="r2").close()
-    made = exported(tmp_path / "inside", tmp_path / "b")
+    parts = exported(tmp_path / "inside", tmp_path / "b")
     victim = sorted(files_of(tmp_path / "inside"))[-1]
     there = tmp_path / "outside" / victim
     there.parent.mkdir(parents=True)
     there.write_bytes(b"something else")
     with pytest.raises(BadBundle, match="with other contents"):
-        import_bundle(tmp_path / "outside", made)
+        imported(tmp_path / "outside", parts)
     assert files_of(tmp_path / "outside") == {victim: b"something else"}
     assert not list((tmp_path / "outside").glob(".import-*"))
 
@@ -240,11 +253,11 @@ def test_a_manifest_that_claims_more_than_any_has_is_refused_before_it_is_read(t
 
 def test_a_file_that_changed_after_it_was_listed_breaks_the_export_off(tmp_path: Path) -> None:
     a_spool(tmp_path / "inside").close()
-    plan = plan_export(tmp_path / "inside", discover(tmp_path / "inside"))
+    plan = planned(tmp_path / "inside")
     for path in (tmp_path / "inside").rglob("*.seg"):
         path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(BadBundle, match="changed while it was bundled"):
-        export_bundle(tmp_path / "inside", plan, tmp_path / "b")
+        made(tmp_path / "inside", plan, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
@@ -259,4 +272,4 @@ def test_an_export_never_writes_over_a_file(tmp_path: Path) -> None:
 def test_a_receipt_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "receipt").write_text("{}")
     with pytest.raises(BadBundle, match="is no receipt"):
-        read_receipt(tmp_path / "receipt")
+        read_receipt(LocalPlace(tmp_path / "receipt"))

@@ -13,12 +13,13 @@ import pytest
 from tests.fakes.workbench import Workbench
 from tests.spooling import SpooledRun, a_bit_of_everything
 
+from mlferry_agent.carrying.places import LocalPlace
 from mlferry_agent.cleaning import Candidate, Kept, Limits, choose, cleaner, fingerprint, remove, spare
 from mlferry_agent.commands.tidying import _kept, _seconds
 from mlferry_agent.config import Config
 from mlferry_agent.discovery import discover
 from mlferry_agent.errors import CleanBusy, FileTrouble
-from mlferry_agent.ferrying import plan_export, write_receipt
+from mlferry_agent.ferrying import plan_export, read_receipt, write_receipt
 from mlferry_agent.ledger import Ledger, Quarantined
 from mlferry_agent.proofs import by_receipts
 from mlferry_agent.views.words import bytes_said
@@ -162,15 +163,16 @@ async def test_a_receipt_proves_what_it_lists_as_it_is_now(bench: Workbench, tmp
     run, other = a_bit_of_everything(bench.spool, "e"), a_bit_of_everything(bench.spool, "e")
     mine = [item for item in discover(bench.spool) if item.run_id == run.run_id]
     receipt = tmp_path / "receipt.json"
-    write_receipt(plan_export(bench.spool, mine), receipt)
+    write_receipt(plan_export(bench.spool, mine), LocalPlace(receipt))
     going, kept = chosen(bench, by_ledger=False)
     assert (len(going), kept) == (2, {})
-    proven, unproven = by_receipts(bench.spool, [receipt], going)
+    arrived = read_receipt(LocalPlace(receipt))
+    proven, unproven = by_receipts(bench.spool, arrived, going)
     assert (ids(proven), unproven) == ([run.run_id], [Kept(other.run_id, "not all in the receipts")])
     again = run.beside()
     again.metrics(1_000, {"loss": 0.0})
     again.end()
-    assert by_receipts(bench.spool, [receipt], chosen(bench, by_ledger=False)[0])[0] == []
+    assert by_receipts(bench.spool, arrived, chosen(bench, by_ledger=False)[0])[0] == []
 
 
 @pytest.mark.parametrize(
@@ -293,7 +295,7 @@ def test_without_an_answer_nothing_is_deleted(
 ) -> None:
     run = a_bit_of_everything(spool, "e")
     receipt = tmp_path / "receipt.json"
-    write_receipt(plan_export(spool, discover(spool)), receipt)
+    write_receipt(plan_export(spool, discover(spool)), LocalPlace(receipt))
     words = ("clean", "--receipt", str(receipt), "--older-than", "0")
     code, out, err = mlferry(*words, "--dry-run")
     assert (code, "1 run would be deleted" in out, "the receipt lists every file" in err) == (0, True, True)
