@@ -52,6 +52,8 @@ tools:
 	$(call need,command -v rsync,rsync,a test that copies a spool)
 	$(call need,test -x /usr/sbin/nginx && command -v openssl,nginx-light openssl,tests that deliver through nginx)
 	$(call need,test -x /usr/sbin/slurmctld && test -x /usr/sbin/munged,slurm-wlm munge,tests on a Slurm cluster)
+	$(call need,command -v age && command -v minisign,age minisign,tests that their own commands understand bundles)
+	$(call need,test -x /usr/sbin/sshd,openssh-server,a test of bundles that cross by SSH)
 	$(call need,ls /usr/lib/postgresql/*/bin/initdb,postgresql,tests of a server on PostgreSQL)
 # promtool alone: its package would start a server.
 	@command -v promtool >/dev/null || test -x $(BIN)/promtool \

@@ -21,7 +21,7 @@ from mlferry_agent.errors import AgentError, NeedsExtra, PlaceTrouble
 __all__ = ["RemotePlace"]
 
 #: Stores whose files appear when they are complete, and whose libraries can break a file off.
-_WHOLE = {"s3", "s3a", "gs", "gcs", "memory"}
+_WHOLE = {"s3", "s3a", "gs", "gcs"}
 _SSH = {"sftp", "ssh"}
 
 _READ_AHEAD_BYTES = 8 << 20
@@ -186,7 +186,8 @@ class _Upload:
         """Never through ``close``, which would finish what is there."""
         with contextlib.suppress(Exception):
             self._file.discard()
-        self._file.closed = True
+        with contextlib.suppress(Exception):
+            self._file.closed = True
 
 
 class _Renamed:
