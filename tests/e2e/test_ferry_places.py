@@ -135,6 +135,16 @@ def test_an_export_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_an_export_that_fails_says_that_it_goes_on(tmp_path: Path) -> None:
+    a_large_run(tmp_path / "inside", 4)
+    inside, bundle = Ferry(tmp_path / "inside", tmp_path / "here"), tmp_path / "b"
+    (tmp_path / "b.003").touch()
+    failed = inside("export", str(bundle), "--split", "1")
+    assert failed.returncode == 1 and "3 parts made; the same command" in failed.stderr
+    (tmp_path / "b.003").unlink()
+    assert "3 of them from before" in done(inside("export", str(bundle), "--split", "1"))
+
+
 def half_unpacked(spool: Path) -> bool:
     return any(spool.glob(".import-*/5"))
 

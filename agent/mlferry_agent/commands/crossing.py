@@ -84,6 +84,9 @@ def export_bundle(config: Config, to: str, wanted: Wanted, crossing: Crossing) -
 def _noted(config: Config, place: Place, wanted: Wanted) -> Iterator[Unfinished | None]:
     """What is noted of an export in parts; one file is made in one go, and nothing is noted of it."""
     from mlferry_agent.carrying.unfinished import unfinished
+    from mlferry_agent.errors import PlaceTrouble
+    from mlferry_agent.views.messages import warn
+    from mlferry_agent.views.words import counted
 
     if wanted.split_mb is None:
         yield None
@@ -96,7 +99,14 @@ def _noted(config: Config, place: Place, wanted: Wanted) -> Iterator[Unfinished 
         "recipients": sorted(wanted.recipients),
     }
     with unfinished(config.state_dir, place, request) as noted:
-        yield noted
+        try:
+            yield noted
+        except (OSError, PlaceTrouble):
+            if noted.parts:
+                warn(
+                    err, f"{counted(len(noted.parts), 'part')} made; the same command, given again, goes on from there"
+                )
+            raise
 
 
 def _decided(
