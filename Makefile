@@ -19,12 +19,12 @@ PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope
 # Without byte code every subprocess of the crash and e2e tests compiles mlflow's imports anew (seconds each).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test setup lint format unit house docs crash e2e oracle fuzz corpus simulate chaos soak long bench performance demo clean tools
+.PHONY: dist zipapp deb lock dist-matrix test setup lint format unit house docs crash e2e oracle fuzz corpus simulate chaos soak long bench performance demo clean tools
 
 # A test that meets a hiccup of the machine is run once more, and the summary shows how it failed: that is a defect, too, of the
 # test or worse. More than RERUNS of them a worker are none of the machine's; RERUNS=0 allows none.
 test: lint tools  ## lint and the whole test suite, but for variations that take long
-	@$(PYTEST) -m "not long" --reruns 1 --max-suite-reruns $(RERUNS) --rerun-show-tracebacks
+	@$(PYTEST) -m "not long and not release" --reruns 1 --max-suite-reruns $(RERUNS) --rerun-show-tracebacks
 
 setup: $(STAMP)  ## .venv with mlferry (editable) and everything its tests need
 
@@ -109,7 +109,7 @@ corpus: $(STAMP)  ## look for inputs that reach code which none of tests/fuzz/co
 	@$(BIN)/python -m tests.fuzz.grow $(SECONDS)
 
 long: $(STAMP) tools  ## the variations that `make test` leaves out
-	@$(PYTEST) -m long
+	@$(PYTEST) -m "long and not release"
 
 # Not measured by `make bench`: parts, the report, and the comparison with other systems, which installs them (gigabytes).
 NO_BENCH := results report quiet peers
@@ -119,6 +119,32 @@ bench: $(STAMP)  ## every benchmark, one after the other, on an otherwise quiet 
 
 performance: $(STAMP)  ## docs/performance.md and its plots, of what the benchmarks left in benchmarks/results
 	@$(BIN)/python benchmarks/report.py
+
+# Names of what a release consists of; a wheel is built from the sdist, so that this is whole.
+RELEASE_STAMP := $(VENV)/.release
+WHEEL = $(wildcard dist/mlferry-*.whl)
+
+$(RELEASE_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[release]'
+	@touch $@
+
+dist: $(STAMP)  ## sdist and wheel in dist/, checked as an index does
+	@rm -f dist/mlferry-*.tar.gz dist/mlferry-*.whl
+	@$(BIN)/python -m build --no-isolation --outdir dist . >$(VENV)/build.log || { cat $(VENV)/build.log; exit 1; }
+	@$(BIN)/twine --no-color check --strict dist/mlferry-*.tar.gz dist/mlferry-*.whl
+	@! grep -q 'git.example.org' pyproject.toml || echo "before it is published: the project's address in pyproject.toml is an example"
+
+zipapp: dist $(RELEASE_STAMP)  ## dist/mlferry.pyz for nodes without pip; ARCH=aarch64, PYTHONS="3.11" for less
+	@$(BIN)/python packages/build.py zipapp --wheel $(WHEEL) $(if $(ARCH),--arch $(ARCH)) $(PYTHONS:%=--python %)
+
+deb: dist $(RELEASE_STAMP)  ## dist/mlferry_*.deb for Debian 12 and later, Ubuntu 22.04 and later; ARCH=aarch64
+	@$(BIN)/python packages/build.py deb --wheel $(WHEEL) $(if $(ARCH),--arch $(ARCH))
+
+lock: $(RELEASE_STAMP)  ## packages/requirements.txt anew: the versions that zipapp and deb hold
+	@$(BIN)/python packages/build.py lock
+
+dist-matrix: $(RELEASE_STAMP)  ## the wheel under every Python, the zipapp and the package, for real (minutes; needs an index)
+	@$(BIN)/python -m pytest -q -m release --timeout 1800
 
 demo: $(STAMP)  ## train offline, then deliver to an MLflow server of its own
 	@$(BIN)/mlferry demo

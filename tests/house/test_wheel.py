@@ -17,6 +17,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,12 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 VERSION = re.search(r'(?m)^version = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text())
 OTHER_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+
+SDIST = {
+    *("LICENSE", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "spool/FORMAT.md"),
+    *("systemd/mlferry-agent.service", "tests/conftest.py", "tests/house/test_wheel.py", "docs/commands.md"),
+    *("packages/build.py", "packages/requirements.txt"),
+}
 
 #: What a first program does; prints the third-party modules that are loaded then, and where the run is.
 FIRST_PROGRAM = """
@@ -120,6 +127,21 @@ def _succeed(*command: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def _metadata(built: Built) -> dict[str, list[str]]:
+    """What an index reads of the wheel: every field with its values, the README as Description."""
+    with zipfile.ZipFile(built.wheel) as wheel:
+        [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        message = message_from_bytes(wheel.read(name))
+    found = {key: [str(value) for value in message.get_all(key, [])] for key in message}
+    return {**found, "Description": [str(message.get_payload())]}
+
+
+def _is_here(address: str) -> bool:
+    """Whether the repository has what an address of it names."""
+    path = re.split(r"/(?:blob|raw)/main/", address)[1].partition("#")[0]
+    return (REPOSITORY / path).exists()
+
+
 def _interpreter(version: str) -> str | None:
     """A Python of this version: one that pyenv or uv keeps, or the one on the PATH."""
     kept = [*Path.home().glob(f".pyenv/versions/{version}.*/bin/python")]
@@ -152,8 +174,31 @@ def test_the_wheel_holds_the_status_page(built: Built) -> None:
 def test_the_sdist_holds_the_sources_and_no_environment(built: Built) -> None:
     with tarfile.open(built.sdist) as sdist:
         names = ["/".join(name.split("/")[1:]) for name in sdist.getnames()]
-    assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "systemd/mlferry-agent.service"} <= set(names)
+    assert set(names) >= SDIST
     assert not [name for name in names if "-packages/" in name or "__pycache__" in name or name.startswith(".venv")]
+
+
+def test_an_index_takes_both_and_shows_the_readme(built: Built) -> None:
+    pytest.importorskip("twine")
+    _succeed(sys.executable, "-m", "twine", "--no-color", "check", "--strict", built.sdist, built.wheel)
+    metadata = _metadata(built)
+    assert {f"Programming Language :: Python :: {version}" for version in OTHER_PYTHONS} <= set(metadata["Classifier"])
+    assert "Typing :: Typed" in metadata["Classifier"]
+    addresses = dict(url.split(", ") for url in metadata["Project-URL"])
+    assert set(addresses) == {"Homepage", "Documentation", "Changelog", "Source", "Issues"}
+    targets = re.findall(r"\]\(([^)#][^)]*)\)", "\n".join(metadata["Description"]))
+    assert len(targets) > 30
+    assert not [target for target in targets if not target.startswith("https://")]
+    ours = [target for target in targets if "/blob/main/" in target or "/raw/main/" in target]
+    assert len(ours) > 30 and not [target for target in ours if not target.startswith(addresses["Homepage"] + "/")]
+    assert not [target for target in ours if not _is_here(target)]
+
+
+def test_a_wheel_of_the_checkout_is_the_wheel_of_the_sdist(built: Built, tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    _succeed(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, REPOSITORY)
+    [wheel] = tmp_path.glob("*.whl")
+    assert wheel.read_bytes() == built.wheel.read_bytes()
 
 
 def test_no_directory_of_the_repository_becomes_importable(environment: Environment) -> None:
