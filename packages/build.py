@@ -23,6 +23,8 @@ from email import message_from_string
 from email.utils import formatdate
 from pathlib import Path
 
+from typer.completion import get_completion_script
+
 REPOSITORY = Path(__file__).parents[1]
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
@@ -35,6 +37,13 @@ _DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 
 #: Where the package lives; only /usr/bin/mlferry and what systemd and man look for is elsewhere.
 _HOME = Path("usr/lib/mlferry")
+
+#: Where shells look for what they can complete, below /usr/share.
+_COMPLETIONS = {
+    "bash": "bash-completion/completions/mlferry",
+    "zsh": "zsh/vendor-completions/_mlferry",
+    "fish": "fish/vendor_completions.d/mlferry.fish",
+}
 
 #: What may differ between the trees of two Pythons: notes on what was installed.
 _NOTES = ".dist-info"
@@ -190,6 +199,8 @@ def _furnish(root: Path, version: str) -> None:
         [sys.executable, "packages/manual.py", version], cwd=REPOSITORY, capture_output=True, check=True
     )
     _zipped(root / "usr/share/man/man1/mlferry.1.gz", made.stdout)
+    for shell, place in _COMPLETIONS.items():
+        _written(root / "usr/share" / place, completion(shell))
     for path in sorted((REPOSITORY / "docs").rglob("*.md")):
         _written(documents / "docs" / path.relative_to(REPOSITORY / "docs"), path.read_text())
     _written(documents / "README.md", (REPOSITORY / "README.md").read_text())
@@ -197,6 +208,13 @@ def _furnish(root: Path, version: str) -> None:
     _zipped(documents / "NEWS.md.gz", (REPOSITORY / "CHANGELOG.md").read_bytes())
     _zipped(documents / "changelog.Debian.gz", _changes(version).encode())
     shutil.copytree(REPOSITORY / "docs/monitoring", documents / "docs/monitoring", dirs_exist_ok=True)
+
+
+def completion(shell: str) -> str:
+    """The script that teaches a shell the command, as `mlferry --install-completion` writes it."""
+    script = get_completion_script(prog_name="mlferry", complete_var="_MLFERRY_COMPLETE", shell=shell) + "\n"
+    # zsh reads this file when it completes for the first time, and wants an answer then.
+    return script.replace("\ncompdef _mlferry_completion mlferry", '\n_mlferry_completion "$@"')
 
 
 def _changes(version: str) -> str:

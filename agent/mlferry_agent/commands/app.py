@@ -112,6 +112,11 @@ def complete_run(incomplete: str) -> list[tuple[str, str]]:
     return [(run_id, f"begun {began} UTC") for run_id, began in runs if run_id.startswith(incomplete)]
 
 
+def complete_policy(incomplete: str) -> list[str]:
+    """What ``--deleted`` takes, for the shell's completion."""
+    return [policy for policy in ("quarantine", "recreate", "drop") if policy.startswith(incomplete)]
+
+
 To = Annotated[
     str | None, typer.Option("--to", metavar="URL", help="The server. Else MLFERRY_TO, MLFLOW_TRACKING_URI.")
 ]
@@ -137,6 +142,7 @@ OnDeleted = Annotated[
         "--deleted",
         metavar="POLICY",
         help="What becomes of runs that somebody deleted on the server: quarantine, recreate or drop.",
+        autocompletion=complete_policy,
     ),
 ]
 Http = Annotated[
