@@ -90,7 +90,7 @@ def id_(
 @command("dump", LOOK, "mlferry dump ~/.local/share/mlferry/runs/20261124T101500-4f2c")
 def dump(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", exists=True, help="Segments (*.seg), or directories of them.")
+        list[Path], typer.Argument(metavar="FILE", exists=True, help="Segments (*.seg), or directories of them.")
     ],
 ) -> None:
     """Print segments frame by frame, a JSON object a line."""
