@@ -243,6 +243,6 @@ def read_small(place: Place, most: int, trust: Trust | None = None) -> bytes:
 
 def _at_most(file: BinaryIO, size: int) -> bytes:
     parts = bytearray()
-    while len(parts) < size and (data := file.read(size - len(parts))):
+    while len(parts) < size and (data := file.read(min(size - len(parts), _CHUNK))):
         parts += data
     return bytes(parts)
