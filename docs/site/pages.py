@@ -37,10 +37,9 @@ _LANGUAGES = {".py": "python", ".json": "json", ".yaml": "yaml", ".yml": "yaml",
 
 _FENCE = re.compile(r"(?ms)^(?P<fence>`{3,}).*?^(?P=fence)[ \t]*$")
 _LINK = re.compile(r"\]\((?![a-z]+:)([^)\s#]+)(#[^)\s]*)?\)")
-_CODE = re.compile(r"`((?:%s)/[\w./-]*\w/?)(?:::(\w+))?[^`\n]*`" % "|".join(_FOLDERS))
-_SHOWN = re.compile(
-    r"(?s)<a .*?</a>|<pre.*?</pre>|<code>((?:%s)/[\w./-]*\w/?)(?:::(\w+))?(?=[\s<])[^<]*</code>" % "|".join(_FOLDERS)
-)
+_PATH = rf"((?:{'|'.join(_FOLDERS)})/[\w./-]*\w/?)(?:::(\w+))?"
+_CODE = re.compile(rf"`{_PATH}[^`\n]*`")
+_SHOWN = re.compile(rf"(?s)<a .*?</a>|<pre.*?</pre>|<code>{_PATH}(?=[\s<])[^<]*</code>")
 
 _log = get_plugin_logger("mlferry")
 
