@@ -65,7 +65,7 @@ _FULL_SCAN_S, _SCAN_SHARE = 15.0, 0.05
 _HASTE, _LOOK_SHARE = 5, 0.1
 
 #: One look in so many asks also for new writers of known runs, and for locks that are held no more; the others for growth.
-_CAREFUL = 4
+_CAREFUL = 6
 
 #: Seconds until runs that are over are looked at again, for each run that there is: it takes 3 microseconds, so a processor
 #: is busy with it for a thousandth of the time. From 5,000 runs on they are looked at less often than all others.

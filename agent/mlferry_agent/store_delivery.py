@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -137,7 +138,7 @@ class StoreDelivery:
         """Whether something was written since the last pass, or could not be read in it, and a while has passed."""
         if time.monotonic() >= self._again_at:
             return True
-        if self._glance is not None and self._glance.holds():
+        if (self._glance is not None and self._glance.holds()) or not (self._seen or self._is_there()):
             return False
         try:
             self._glance = Glance.of(self._store, self._over, local_disk=self._local_disk)
@@ -146,6 +147,10 @@ class StoreDelivery:
             is_news = True
         self._glance = None if is_news else self._glance
         return is_news
+
+    def _is_there(self) -> bool:
+        """Whether there is a store at all: most spools have none, and looks ask for it all the time."""
+        return any(os.path.lexists(directory) for directory in self._store.directories)
 
     async def catch_up(self) -> None:
         """``deliver`` if there is anything new."""
