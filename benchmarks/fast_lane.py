@@ -86,7 +86,7 @@ def be_the_lane(bundle: str, uri: str) -> None:
     """The same as `mlferry import --into`, with the seconds that are not MLflow's import."""
     from mlflow.store.tracking import sqlalchemy_store as _  # noqa: F401
 
-    from mlferry_agent.carrying.places import LocalPlace
+    from mlferry_agent.carrying.local import LocalPlace
     from mlferry_agent.config import load
     from mlferry_agent.database.importing import import_into
     from mlferry_agent.discovery import discover

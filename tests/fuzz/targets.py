@@ -20,7 +20,7 @@ from tests.compat.golden import RECORDS, SEGMENT
 from mlferry_agent import entity_requests, requests
 from mlferry_agent.answers import Answer, Verdict, classify, json_object
 from mlferry_agent.bundles import Entry, Manifest, read_bundle
-from mlferry_agent.carrying.places import LocalPlace
+from mlferry_agent.carrying.local import LocalPlace
 from mlferry_agent.config import load
 from mlferry_agent.errors import BadBundle, BadConfiguration
 from mlferry_agent.ferrying import read_receipt

@@ -26,7 +26,7 @@ from tests.spooling import SpooledRun, a_bit_of_everything
 
 from mlferry_agent.answers import Answer, Verdict, classify, json_object
 from mlferry_agent.bundles import Entry, Manifest, read_bundle, write_bundle
-from mlferry_agent.carrying.places import LocalPlace
+from mlferry_agent.carrying.local import LocalPlace
 from mlferry_agent.config import Config, load
 from mlferry_agent.credentials import Destination, destination
 from mlferry_agent.discovery import discover

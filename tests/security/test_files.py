@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.security.conftest import NOBODY, Spool, needs_root
 
-from mlferry_agent.carrying.places import LocalPlace
+from mlferry_agent.carrying.local import LocalPlace
 from mlferry_agent.discovery import discover
 from mlferry_agent.errors import BadBundle, UnreadableFile
 from mlferry_agent.feeds import read_blob

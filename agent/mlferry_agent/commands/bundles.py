@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlferry_agent.carrying.places import is_url
+from mlferry_agent.carrying.addresses import is_url
 from mlferry_agent.commands.app import (
     CARRY,
     IMPORTED,

@@ -44,7 +44,7 @@ class Crossing:
 
 def read_receipts(receipts: Sequence[str], trust: Trust) -> list[Entry]:
     """What has arrived. Raises as ``ferrying.read_receipt``."""
-    from mlferry_agent.carrying.places import place_of
+    from mlferry_agent.carrying.addresses import place_of
     from mlferry_agent.ferrying import read_receipt
 
     return [entry for receipt in receipts for entry in read_receipt(place_of(receipt), trust)]
@@ -56,7 +56,7 @@ def read_receipts(receipts: Sequence[str], trust: Trust) -> list[Entry]:
 def export_bundle(config: Config, to: str, wanted: Wanted, crossing: Crossing) -> tuple[Manifest, Exported]:
     """Decide what a bundle holds, and write it; or go on with one that was broken off."""
     from mlferry_agent import ferrying
-    from mlferry_agent.carrying.places import place_of
+    from mlferry_agent.carrying.addresses import place_of
     from mlferry_agent.views.progress import carrying
 
     place = place_of(to)
@@ -142,7 +142,7 @@ def import_bundle(
 ) -> tuple[Imported, Place]:
     """Import, and write the receipt; where it was written. Raises as ``ferrying``; FileTrouble: no receipt was written."""
     from mlferry_agent import ferrying
-    from mlferry_agent.carrying.places import place_of
+    from mlferry_agent.carrying.addresses import place_of
     from mlferry_agent.carrying.reading import RECEIPT, whole_name
     from mlferry_agent.errors import FileTrouble, PlaceTrouble
     from mlferry_agent.views.progress import carrying

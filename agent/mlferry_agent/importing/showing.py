@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from mlferry_agent.carrying.places import Place, place_of
+from mlferry_agent.carrying.addresses import place_of
+from mlferry_agent.carrying.places import Place
 from mlferry_agent.carrying.reading import find_parts
 from mlferry_agent.commands.app import err, out, print_json
 from mlferry_agent.errors import BadSource

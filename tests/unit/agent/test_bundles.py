@@ -16,7 +16,7 @@ from tests.examples import examples
 
 from mlferry_agent import bundles
 from mlferry_agent.bundles import Entry, Manifest, is_spool_path, read_bundle, write_bundle
-from mlferry_agent.carrying.places import LocalPlace
+from mlferry_agent.carrying.local import LocalPlace
 from mlferry_agent.discovery import discover
 from mlferry_agent.errors import BadBundle
 from mlferry_agent.ferrying import Imported, export_bundle, import_bundle, plan_export, read_receipt, write_receipt

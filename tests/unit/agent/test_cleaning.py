@@ -13,7 +13,7 @@ import pytest
 from tests.fakes.workbench import Workbench
 from tests.spooling import SpooledRun, a_bit_of_everything
 
-from mlferry_agent.carrying.places import LocalPlace
+from mlferry_agent.carrying.local import LocalPlace
 from mlferry_agent.cleaning import Candidate, Kept, Limits, choose, cleaner, fingerprint, remove, spare
 from mlferry_agent.commands.tidying import _kept, _seconds
 from mlferry_agent.config import Config

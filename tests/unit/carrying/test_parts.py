@@ -15,9 +15,11 @@ import pytest
 from tests.unit.carrying.test_signing import a_key
 
 from mlferry_agent.bundles import Entry, Manifest
-from mlferry_agent.carrying import parts, places
+from mlferry_agent.carrying import local, parts
+from mlferry_agent.carrying.addresses import place_of
+from mlferry_agent.carrying.local import LocalPlace
 from mlferry_agent.carrying.parts import Seal
-from mlferry_agent.carrying.places import LocalPlace, Place, place_of
+from mlferry_agent.carrying.places import Place
 from mlferry_agent.carrying.reading import Trust, find_parts, read_small
 from mlferry_agent.carrying.unfinished import Unfinished, unfinished
 from mlferry_agent.discovery import discover
@@ -320,7 +322,7 @@ def test_a_file_that_came_meanwhile_is_not_written_over(
         raise OSError(1, "no links here")
 
     if not links:
-        monkeypatch.setattr(places.os, "link", refuse)
+        monkeypatch.setattr(local.os, "link", refuse)
     creation = LocalPlace(tmp_path / "b").create()
     creation.write(b"ours")
     (tmp_path / "b").write_bytes(b"theirs")
