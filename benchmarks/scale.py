@@ -8,7 +8,7 @@ belong to a process that holds their logs and their locks.
 
 ``cold``: nothing was ever delivered. Time from the start of the process to READY (what systemd waits for), to the first
 request, and to the first point that arrived. ``warm``: all is delivered, and the ledger knows. The same times, and the
-processor time until there is no more to look at. ``idle``: then, over a window in which nobody logs: share of a core,
+processor time until there is no more to look at. ``idle``: half a minute later, over a window in which nobody logs: share of a core,
 resident memory, inotify watches. ``busy``: one run logs one record a second; processor time for each, less that of idling.
 ``commands``: `mlferry status`, `mlferry ls` (on a terminal) and `mlferry` alone, where all is delivered, medians of three;
 and `mlferry status` where nothing is.
@@ -58,6 +58,9 @@ from mlferry_spool.tailer import Entry  # noqa: E402
 
 PARTS = ("cold", "warm", "idle", "busy", "commands")
 WAIT_S = 120.0
+
+#: Seconds after the last growth from which an agent looks less often (mlferry_agent.carrier), and a little more.
+AT_REST_S = 31.0
 
 
 # -- the spool ----------------------------------------------------------------------------------------------------------
@@ -239,6 +242,7 @@ def living(spool: Path, state: Path, url: str, training: Training, given: argpar
         result: dict[str, Any] = {f"warm_{name}": value for name, value in found.items()}
         result["warm_cpu_s"] = round(settle(pid), 2)
         if "idle" in given.parts:
+            time.sleep(AT_REST_S)
             before = counts(url)["requests"]
             idle = window(pid, given.window_s)
             result["idle_percent"] = round(100 * idle / given.window_s, 3)

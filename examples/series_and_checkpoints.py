@@ -20,7 +20,7 @@ def train(run_id: str, steps: int) -> None:
     inputs = torch.randn(64, 8)
     losses = np.empty(steps)
     mlferry.set_experiment("series and checkpoints")
-    with mlferry.start_run(run_id):
+    with mlferry.start_run(run_id, run_name="goes on"):
         for step in range(steps):
             loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
             optimizer.zero_grad()

@@ -64,8 +64,13 @@ _FULL_SCAN_S, _SCAN_SHARE = 15.0, 0.05
 #: Test: tests/unit/agent/test_carrier.py::test_growing_runs_are_looked_at_more_often_but_not_all_the_time
 _HASTE, _LOOK_SHARE = 5, 0.1
 
+#: Seconds without growth after which runs are looked at half as often: most of what a resting agent costs is being woken.
+#: Beyond: what is logged then is seen up to a second later (twice `MLFERRY_POLL_S`).
+#: Test: tests/unit/agent/test_carrier.py::test_growing_runs_are_looked_at_more_often_but_not_all_the_time
+_QUIET_S = 30.0
+
 #: One look in so many asks also for new writers of known runs, and for locks that are held no more; the others for growth.
-_CAREFUL = 6
+_CAREFUL = 4
 
 #: Seconds until runs that are over are looked at again, for each run that there is: it takes 3 microseconds, so a processor
 #: is busy with it for a thousandth of the time. From 5,000 runs on they are looked at less often than all others.
@@ -123,7 +128,7 @@ class Carrier:
         self._beginning: dict[str, asyncio.TimerHandle] = {}
         self._scanned_at = self._listed_at = self._swept_at = self._searched_at = -math.inf
         self._scan_took_s, self._look_took_s, self._asked = 0.0, 0.0, False
-        self._grows = False
+        self._grows, self._grew_at = False, time.monotonic()
         self._failure: AgentError | None = None
         self.blind: str | None = None
 
@@ -160,7 +165,9 @@ class Carrier:
             self._start_store()
         changed = await self._sweep(began) if everywhere else []
         again = self._delayed if everywhere else ()
-        for count, run_id in enumerate([*self._news.open, *new, *changed, *again], 1):
+        quickly = not everywhere and self._looks % _CAREFUL != 0
+        going = list(filter(self._news.may_have_grown, self._news.open)) if quickly else self._news.open
+        for count, run_id in enumerate([*going, *new, *changed, *again], 1):
             run = self._runs.get(run_id)
             if run is not None and run_id not in self._active and self._has_news(run, everywhere):
                 self._grows = True
@@ -177,9 +184,11 @@ class Carrier:
                 self._start_store(settle=True)
 
     def pause_s(self, at_rest_s: float) -> float:
-        """Seconds until the next look, given how many there are between two looks while nothing grows."""
+        """Seconds until the next look, given how many there are between two looks shortly after something grew."""
+        now = time.monotonic()
         if not self._grows:
-            return at_rest_s
+            return at_rest_s if now - self._grew_at < _QUIET_S else 2 * at_rest_s
+        self._grew_at = now
         return min(at_rest_s, max(at_rest_s / _HASTE, self._look_took_s / _LOOK_SHARE))
 
     async def stop(self) -> None:
@@ -239,8 +248,7 @@ class Carrier:
         if run.run_id in self._delayed:
             return everywhere
         try:
-            quickly = not everywhere and self._looks % _CAREFUL != 0
-            return self._news.of(run, everywhere=everywhere, quickly=quickly)
+            return self._news.of(run, everywhere=everywhere)
         except OSError:
             return everywhere  # the delivery will say what is wrong
 

@@ -74,9 +74,12 @@ class Glance:
     def has_grown(self) -> bool:
         """Whether a log is not as long as it was."""
         try:
-            return any(os.lstat(path).st_size != size for path, size in self.logs)
+            for path, size in self.logs:
+                if os.lstat(path).st_size != size:
+                    return True
         except OSError:
             return True
+        return False
 
 
 def _last_segment(writer: str) -> tuple[str, int]:

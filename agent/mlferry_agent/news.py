@@ -68,15 +68,19 @@ class News:
             if run_id not in going and ((glance := known.get(run_id)) is None or not glance.holds())
         ]
 
-    def of(self, run: RunLog, *, everywhere: bool, quickly: bool = False) -> bool:
-        """Whether a run has news. ``quickly``: only by the growth of logs that are known. Raises OSError."""
+    def may_have_grown(self, run_id: str) -> bool:
+        """Whether a log of a run that is known grew, or nothing is known of it: as little as can be asked, for all runs that
+        are being written, several times a second."""
+        glance = self._glances.get(run_id)
+        return glance is None or glance.has_grown()
+
+    def of(self, run: RunLog, *, everywhere: bool) -> bool:
+        """Whether a run has news. Raises OSError."""
         run_id = run.run_id
         if run_id not in self._seen:
             return not self.is_settled(run)
         before, was_held = self._seen[run_id]
         glance = self._glances.get(run_id)
-        if quickly and glance is not None and not glance.has_grown():
-            return False
         if glance is not None and glance.holds():
             is_held = self._is_held(run_id, glance.writers)
         else:

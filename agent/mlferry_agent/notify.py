@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ class Notifier:
         self._address = environ.get("NOTIFY_SOCKET", "")
         usec = environ.get("WATCHDOG_USEC", "")
         self.watchdog_s = int(usec) / 2e6 if usec.isdecimal() else None
+        self._said, self._said_at = "", -math.inf
 
     def ready(self) -> None:
         self._send("READY=1")
@@ -29,8 +31,12 @@ class Notifier:
         self._send("STOPPING=1")
 
     def alive(self, status: str) -> None:
-        """``status`` is one line for ``systemctl status``."""
-        self._send(f"WATCHDOG=1\nSTATUS={status}")
+        """``status`` is one line for ``systemctl status``. It may be called all the time: what systemd knows is not said
+        again, but for the sign of life before it is due."""
+        now = time.monotonic()
+        if status != self._said or now - self._said_at >= (self.watchdog_s or math.inf) / 2:
+            self._said, self._said_at = status, now
+            self._send(f"WATCHDOG=1\nSTATUS={status}")
 
     def _send(self, message: str) -> None:
         if not self._address.startswith(("/", "@")):

@@ -132,7 +132,8 @@ class _Service:
                 return following
             self._wakeups.start()
             await self._look(session, woken)
-            woken = await self._wakeups.wait(session.carrier.pause_s(self._interval_s))
+            pause_s = session.carrier.pause_s(self._config.poll_s)
+            woken = await self._wakeups.wait(min(pause_s, self._notifier.watchdog_s or pause_s))
         return None
 
     async def _look(self, session: Session, everywhere: bool) -> None:

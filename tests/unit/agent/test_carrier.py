@@ -399,3 +399,5 @@ async def test_growing_runs_are_looked_at_more_often_but_not_all_the_time(bench:
             await look(carrier)
         carrier._look_took_s = 0.0
         assert carrier.pause_s(0.5) == 0.5
+        carrier._grew_at -= 31
+        assert carrier.pause_s(0.5) == 1.0

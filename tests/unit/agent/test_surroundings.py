@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import tempfile
@@ -69,6 +70,22 @@ def test_systemd_hears_that_the_agent_is_ready_alive_and_stopping() -> None:
         said = [heard.recv(100) for _ in range(3)]
     assert said == [b"READY=1", b"WATCHDOG=1\nSTATUS=idle", b"STOPPING=1"]
     assert notifier.watchdog_s == 30.0
+
+
+def test_systemd_is_told_what_is_new_and_else_only_as_often_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("mlferry_agent.notify.time.monotonic", lambda: now)
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(f"{directory}/notify")
+        heard.setblocking(False)
+        notifier = Notifier({"NOTIFY_SOCKET": f"{directory}/notify", "WATCHDOG_USEC": "60000000"})
+        told = []
+        for status in ["idle"] * 40 + ["delivering"] * 2:
+            notifier.alive(status)
+            now += 1
+            with contextlib.suppress(BlockingIOError):
+                told.append((now - 1001, heard.recv(100).partition(b"STATUS=")[2]))
+    assert told == [(0, b"idle"), (15, b"idle"), (30, b"idle"), (40, b"delivering")]
 
 
 def test_a_socket_without_a_name_in_the_file_system_is_heard_too() -> None:
