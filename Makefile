@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope
 # Without byte code every subprocess of the crash and e2e tests compiles mlflow's imports anew (seconds each).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: site dist zipapp deb lock dist-matrix test setup lint format unit house docs crash e2e oracle fuzz corpus simulate chaos soak long bench performance demo clean tools
+.PHONY: site screens dist zipapp deb lock dist-matrix test setup lint format unit house docs crash e2e oracle fuzz corpus simulate chaos soak long bench performance demo clean tools
 
 # A test that meets a hiccup of the machine is run once more, and the summary shows how it failed: that is a defect, too, of the
 # test or worse. More than RERUNS of them a worker are none of the machine's; RERUNS=0 allows none.
@@ -120,6 +120,10 @@ bench: $(STAMP)  ## every benchmark, one after the other, on an otherwise quiet 
 site: $(STAMP)  ## the documentation as a site, in build/site; it can be read from the disk
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
+screens: $(STAMP) tools  ## docs/screens: pictures of a terminal in which the real commands run
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[docs]'
+	@$(BIN)/python docs/site/screens.py
 
 performance: $(STAMP)  ## docs/performance.md and its plots, of what the benchmarks left in benchmarks/results
 	@$(BIN)/python benchmarks/report.py

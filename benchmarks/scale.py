@@ -8,10 +8,10 @@ belong to a process that holds their logs and their locks.
 
 ``cold``: nothing was ever delivered. Time from the start of the process to READY (what systemd waits for), to the first
 request, and to the first point that arrived. ``warm``: all is delivered, and the ledger knows. The same times, and the
-processor time until there is no more to look at. ``idle``: half a minute later, over a window in which nobody logs: share of a core,
-resident memory, inotify watches. ``busy``: one run logs one record a second; processor time for each, less that of idling.
-``commands``: `mlferry status`, `mlferry ls` (on a terminal) and `mlferry` alone, where all is delivered, medians of three;
-and `mlferry status` where nothing is.
+processor time until there is no more to look at. ``idle``: half a minute later, over a window in which nobody logs: share
+of a core, resident memory, inotify watches. ``busy``: one run logs one record a second; processor time for each, less
+that of idling. ``commands``: `mlferry status`, `mlferry ls` (on a terminal) and `mlferry` alone, where all is delivered,
+medians of three; and `mlferry status` where nothing is.
 """
 
 from __future__ import annotations
