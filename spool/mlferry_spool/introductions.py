@@ -19,7 +19,7 @@ __all__ = ["introduced", "now_ms"]
 _PROGRAM_CHARS = 200
 
 
-def introduced(opening: Open, *, locked: bool, heartbeat_s: float) -> Open:
+def introduced(opening: Open, *, opened: int, locked: bool, heartbeat_s: float) -> Open:
     """``opening`` with the machine, the process, the time and how the writer shows that it lives."""
     machine = this_machine()
     return replace(
@@ -28,7 +28,7 @@ def introduced(opening: Open, *, locked: bool, heartbeat_s: float) -> Open:
         machine_id=machine.machine_id,
         boot_id=machine.boot_id,
         pid=os.getpid(),
-        opened=now_ms(),
+        opened=opened,
         locked=locked,
         heartbeat_s=heartbeat_s,
         program=_program(),

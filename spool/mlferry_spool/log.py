@@ -30,6 +30,7 @@ from mlferry_spool.layout import writer_name
 from mlferry_spool.records import Heartbeat, Kind, Open
 from mlferry_spool.segments import Segment, try_again
 from mlferry_spool.settings import Fsync, Settings
+from mlferry_spool.succession import begins_at
 
 __all__ = ["Log", "State"]
 
@@ -253,7 +254,8 @@ class Log:
     def _enter(self) -> None:
         """Take the directory, begin the first segment, lay the ballast. Raises OSError."""
         self._home.enter(self.directory)
-        self._opening = introduced(self._opening, locked=self._home.locked, heartbeat_s=self._settings.heartbeat_s)
+        began, heartbeat_s = begins_at(self._run_directory, self._opening), self._settings.heartbeat_s
+        self._opening = introduced(self._opening, opened=began, locked=self._home.locked, heartbeat_s=heartbeat_s)
         self._begin(0)
         if not self._closing:
             self._home.lay_ballast()

@@ -58,7 +58,7 @@ def test_of_what_no_file_took_so_much_is_read_back_and_no_more(tmp_path: Path, m
 
 def test_of_a_programs_name_so_much_is_kept_as_fits_an_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/" + "x" * 5000])
-    assert introduced(Open("w", run_id="r"), locked=True, heartbeat_s=1.0).program == "x" * 200
+    assert introduced(Open("w", run_id="r"), opened=0, locked=True, heartbeat_s=1.0).program == "x" * 200
     writer = untended(tmp_path)
     writer.close()
     opening = records(writer.directory)[0]
