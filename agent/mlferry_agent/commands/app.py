@@ -33,7 +33,7 @@ VERDICT = f"Exit codes: {', '.join(f'{code} {meaning}' for code, meaning in EXIT
 
 #: Of verbs that say nothing about delivery; and of those that compare.
 DONE = "Exit codes: 0 done, 1 failed, 2 wrong usage."
-PASSED_ON = "Exit codes: 0 and all others as the command ends, 2 wrong usage."
+PASSED_ON = "Exit codes: those of the command; 2 wrong usage."
 IMPORTED = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage; with --into also 3 something was set aside and needs you,"
     " 4 a run goes on."

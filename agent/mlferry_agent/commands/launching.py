@@ -28,7 +28,7 @@ def run(
     ] = False,
     dir: Dir = None,
 ) -> None:
-    """Run a command, and have its MLflow log to the spool.
+    """Run a command that logs with MLflow, and have it log to the spool.
 
     It is the same as MLFLOW_TRACKING_URI=spool: before the command: nothing of mlferry's stays between the two, and its exit
     code is that of the command.

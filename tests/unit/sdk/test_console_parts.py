@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +35,7 @@ def test_the_pause_until_a_growing_part_is_stored_again_doubles() -> None:
         parts.add(b"line\n", float(second))
         stored += [second for _ in parts.look(float(second))]
     assert stored[:6] == [0, 2, 6, 14, 30, 62]
-    assert {later - earlier for earlier, later in pairwise(stored[9:])} == {600}
+    assert {later - earlier for earlier, later in zip(stored[9:], stored[10:], strict=False)} == {600}
 
 
 def test_what_was_stored_is_not_stored_again() -> None:
