@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import resource
 import sys
-
-from mlferry_agent.cores import leave_none
 
 __all__ = ["main"]
 
 
 def main() -> int:
     """Run the command; returns its exit code."""
-    leave_none()
+    _leave_no_core()
     _write_what_can_be_written()
     try:
         from mlferry_agent.cli import run
@@ -22,6 +22,12 @@ def main() -> int:
         sys.stderr.write(f"mlferry: {error.name} is missing; the command needs: pip install 'mlferry[agent]'\n")
         return 1
     return run()
+
+
+def _leave_no_core() -> None:
+    """A core dump would hold the token."""
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _write_what_can_be_written() -> None:

@@ -29,7 +29,7 @@ class Config:
     """One process's settings.
 
     ``root`` is the spool; ``root_given`` says that ``MLFERRY_DIR`` named it, so that a command printed for the user must
-    name it too. ``truncate`` is MLflow's ``MLFLOW_TRUNCATE_LONG_VALUES``. ``capture``: what is printed becomes artifacts.
+    name it too. ``truncate`` is MLflow's ``MLFLOW_TRUNCATE_LONG_VALUES``.
     """
 
     root: Path
@@ -38,11 +38,10 @@ class Config:
     on_error: OnError = OnError.WARN
     quiet: bool = False
     truncate: bool = True
-    capture: bool = False
 
 
 def read(environ: Mapping[str, str], complain: Callable[[str], None]) -> Config:
-    """``MLFERRY_DIR``, ``_FSYNC``, ``_ON_ERROR``, ``_QUIET``, ``_CAPTURE``, and MLflow's switch for truncation."""
+    """``MLFERRY_DIR``, ``MLFERRY_FSYNC``, ``MLFERRY_ON_ERROR``, ``MLFERRY_QUIET`` and MLflow's truncation switch."""
     return Config(
         root=default_root(environ),
         root_given=bool(environ.get("MLFERRY_DIR")),
@@ -50,7 +49,6 @@ def read(environ: Mapping[str, str], complain: Callable[[str], None]) -> Config:
         on_error=_choice(environ, "MLFERRY_ON_ERROR", OnError.WARN, complain),
         quiet=boolean(environ, "MLFERRY_QUIET", False, complain),
         truncate=boolean(environ, "MLFLOW_TRUNCATE_LONG_VALUES", True, complain),
-        capture=boolean(environ, "MLFERRY_CAPTURE", False, complain),
     )
 
 

@@ -146,18 +146,3 @@ class BadDataset(NotLogged):
 class NotStored(NotLogged):
     """The spool did not take this record: its disk is full or unwell, or the run has ended. It was counted; look at the
     disk below MLFERRY_DIR."""
-
-
-class ConsoleNotCaptured(NotLogged):
-    """What this process prints could not be led into the run. It goes where it went before, and the run goes on; look at the
-    reason."""
-
-
-class ConsoleLost(NotLogged):
-    """The process that kept what is printed here has died. What it had stored is in the run; what is printed goes where it
-    went before, and the run goes on."""
-
-
-class ConsoleNotKept(NotLogged):
-    """The spool did not take what was printed. It went where it would have gone otherwise, and is tried again while the run
-    goes on; look at the disk below MLFERRY_DIR."""

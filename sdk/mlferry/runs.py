@@ -51,7 +51,6 @@ from mlferry_spool.settings import Fsync, Settings
 from mlferry_spool.writer import Writer
 
 if TYPE_CHECKING:
-    from mlferry.console.capturing import Capture
     from mlferry.system_metrics import Monitor
     from mlferry.tables import Tables
 
@@ -114,12 +113,10 @@ class Run(MetricLog):
         #: Called once when the run has ended.
         self.on_end: list[Callable[[Run], None]] = []
         self._pid = os.getpid()
-        self._opening = opening
         self._ended = False
         self._params: dict[str, str] = {}
         self._tables: Tables | None = None
         self._monitor: Monitor | None = None
-        self._capture: Capture | None = None
         blobs = Blobs(directory, durable=config.fsync is not Fsync.NEVER)
         self._keeper = Keeper(blobs, self.put, partial(self.refuse, Kind.ARTIFACT))
         self._writer = Writer(directory, opening, Settings(fsync=config.fsync), on_trouble=self.trouble.say)
@@ -383,12 +380,6 @@ class Run(MetricLog):
         self._monitor = monitor
         monitor.start()
 
-    def capture_console(self) -> None:
-        """Keep what this process prints, as artifacts, until the end of the run (``mlferry.console``)."""
-        from mlferry.console.capturing import begin
-
-        self._capture = begin(self.directory, self._opening, self.config.fsync, self.trouble.say)
-
     @guarded(Kind.RUN_UPDATE)
     def rename(self, run_name: str) -> None:
         """Give the run another name."""
@@ -417,12 +408,9 @@ class Run(MetricLog):
             return
         if self._monitor is not None:
             self._monitor.stop()
-        seconds = _SETTLE_KILLED_S if self.implied_status == "KILLED" else _SETTLE_S
         if self.mine:
-            values.settle(seconds, owner=self)
+            values.settle(_SETTLE_KILLED_S if self.implied_status == "KILLED" else _SETTLE_S, owner=self)
         self.info.status, self.info.end_time = status or self.implied_status, _now_ms()
-        if self._capture is not None:
-            self._capture.stop(seconds, failed=self.info.status != "FINISHED")
         last_words = (RunEnd(self.info.end_time, self.info.status),) if self.mine else ()
         if not self._writer.close(*last_words):
             return

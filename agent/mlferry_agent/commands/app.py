@@ -33,7 +33,6 @@ VERDICT = f"Exit codes: {', '.join(f'{code} {meaning}' for code, meaning in EXIT
 
 #: Of verbs that say nothing about delivery; and of those that compare.
 DONE = "Exit codes: 0 done, 1 failed, 2 wrong usage."
-PASSED_ON = "Exit codes: those of the command; 2 wrong usage."
 IMPORTED = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage; with --into also 3 something was set aside and needs you,"
     " 4 a run goes on."
@@ -41,14 +40,7 @@ IMPORTED = (
 COMPARED = "Exit codes: 0 no difference, 1 failed, 2 wrong usage, 3 something differs and needs you."
 
 #: Groups of verbs, as help shows them.
-LOG, LOOK, DELIVER, ASIDE, CARRY, MACHINE = (
-    "Log",
-    "See",
-    "Deliver",
-    "Set right, tidy up",
-    "Across an air gap",
-    "This machine",
-)
+LOOK, DELIVER, ASIDE, CARRY, MACHINE = "See", "Deliver", "Set right, tidy up", "Across an air gap", "This machine"
 
 #: Columns where nobody's eyes need a line to end.
 _ON_A_PIPE = 1000
@@ -81,19 +73,14 @@ err = Screen(stderr=True, emoji=False)
 Function = TypeVar("Function", bound=Callable[..., None])
 
 
-def command(
-    name: str, panel: str, *examples: str, ends: str = DONE, takes_command: bool = False
-) -> Callable[[Function], Function]:
-    """Registers a verb, whose help is the function's docstring. ``examples``: whole command lines. ``ends``: exit codes.
-    ``takes_command``: what follows the first word that is no option is not looked at."""
-    context = {"allow_interspersed_args": not takes_command}
+def command(name: str, panel: str, *examples: str, ends: str = DONE) -> Callable[[Function], Function]:
+    """Registers a verb, whose help is the function's docstring. ``examples``: whole command lines. ``ends``: exit codes."""
 
     def register(function: Function) -> Function:
         cls = type("Verb", (Verb,), {"examples": examples})
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
         told = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        registered = app.command(name, cls=cls, rich_help_panel=panel, epilog=ends, help=told, context_settings=context)
-        return registered(function)
+        return app.command(name, cls=cls, rich_help_panel=panel, epilog=ends, help=told)(function)
 
     return register
 

@@ -21,7 +21,6 @@ import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlferry.automatic import user_name
 from mlferry.config import OnError, read
@@ -38,15 +37,7 @@ from mlferry_spool.records import Open, Record, RunEnd, RunUpdate
 from mlferry_spool.settings import Fsync, Settings
 from mlferry_spool.writer import Writer
 
-if TYPE_CHECKING:
-    from mlferry.console.capturing import Capture
-
 __all__ = ["Journal", "Known", "journal_for"]
-
-#: Seconds that the end of a run waits until what was printed is in the spool.
-#: Beyond: the run ends; the server is told so when the rest is there.
-#: Test: tests/unit/sdk/test_console.py::test_an_end_waits_for_the_relay_for_a_while_only
-_CAPTURE_S = 10.0
 
 #: Logs that are open at once, those of runs in progress and those of guests: each holds two descriptors.
 #: Beyond: the one that was written to least recently is closed without an end; the next write to its run begins another.
@@ -83,7 +74,6 @@ class Journal:
         self._unheard: set[str] = set()
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._directories: dict[str, Path] = {}
-        self._captures: dict[str, Capture] = {}
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -103,15 +93,6 @@ class Journal:
             if first_record(self._directories[run_id]) is None:  # the disk is full: nobody else hears of the run
                 self._unheard.add(run_id)
                 self.catalogue.imagine(run_id, opening)
-            if self.config.capture:
-                self._begin_capture(run_id, opening)
-
-    def _begin_capture(self, run_id: str, opening: Open) -> None:
-        from mlferry.console.capturing import begin
-
-        capture = begin(self._directories[run_id], opening, self.config.fsync, self.trouble.say)
-        if capture is not None:
-            self._captures[run_id] = capture
 
     def resume(self, run_id: str) -> None:
         """This process goes on with a run: from now on it answers for the run."""
@@ -123,9 +104,6 @@ class Journal:
 
     def end(self, run_id: str, status: str, end_time: int) -> None:
         """The run is over, as far as this process knows."""
-        capture = self._captures.pop(run_id, None)
-        if capture is not None:
-            capture.stop(_CAPTURE_S, failed=status != "FINISHED")
         end = RunEnd(end_time, status, _now_ms())
         with self._lock:
             if run_id not in self._primary:
@@ -194,8 +172,6 @@ class Journal:
 
     def close(self) -> None:
         """End every log, without an end of any run."""
-        while self._captures:
-            self._captures.popitem()[1].stop(_CAPTURE_S)
         with self._lock:
             for run_id in list(self._writers):
                 self._close(run_id)
