@@ -146,3 +146,8 @@ class BadDataset(NotLogged):
 class NotStored(NotLogged):
     """The spool did not take this record: its disk is full or unwell, or the run has ended. It was counted; look at the
     disk below MLFERRY_DIR."""
+
+
+class CaptureLost(NotLogged):
+    """The console of this process is not, or not any more, kept as an artifact. What is printed reaches the terminal or log
+    as before; what was stored is kept. Start the run anew to capture again; look at the reason."""

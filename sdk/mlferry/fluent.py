@@ -122,6 +122,7 @@ def start_run(
     log_system_metrics: bool | None = None,
     *,
     experiment_name: str | None = None,
+    capture: bool | None = None,
 ) -> Run:
     """Start a run, or go on with one by its id, and make it active in this thread.
 
@@ -130,6 +131,8 @@ def start_run(
         nested: a run is active and the new one shall be its child.
         parent_run_id: the run to nest below; it must be the active one if there is one.
         log_system_metrics: log the machine's metrics; if None, ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` decides.
+        capture: keep what the process prints until the end of the run as artifacts below ``console/``; if None,
+            ``MLFERRY_CAPTURE`` decides. A secret that is printed is uploaded.
 
     Raises:
         RunAlreadyActive: a run is active in this thread and ``nested`` is not set.
@@ -150,6 +153,7 @@ def start_run(
         tags=tags,
         description=description,
         log_system_metrics=log_system_metrics,
+        capture=capture,
     )
     stack = _active.stack
     stack.append(run)
@@ -168,6 +172,7 @@ def open_run(
     tags: Mapping[str, Any] | None = None,
     description: str | None = None,
     log_system_metrics: bool | None = None,
+    capture: bool | None = None,
 ) -> Run:
     """Open a run without making it active: for explicit use of the ``Run`` object. Arguments as in ``start_run``."""
     chosen = config.read(os.environ, warn)
@@ -194,6 +199,8 @@ def open_run(
         run.end("FAILED")
         raise
     _monitor(run, identity, log_system_metrics)
+    if capture or (capture is None and config.boolean(os.environ, "MLFERRY_CAPTURE", False, warn)):
+        run.capture_console()
     return run
 
 

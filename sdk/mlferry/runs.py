@@ -51,6 +51,7 @@ from mlferry_spool.settings import Fsync, Settings
 from mlferry_spool.writer import Writer
 
 if TYPE_CHECKING:
+    from mlferry.console.capture import Capture
     from mlferry.system_metrics import Monitor
     from mlferry.tables import Tables
 
@@ -117,6 +118,7 @@ class Run(MetricLog):
         self._params: dict[str, str] = {}
         self._tables: Tables | None = None
         self._monitor: Monitor | None = None
+        self._capture: Capture | None = None
         blobs = Blobs(directory, durable=config.fsync is not Fsync.NEVER)
         self._keeper = Keeper(blobs, self.put, partial(self.refuse, Kind.ARTIFACT))
         self._writer = Writer(directory, opening, Settings(fsync=config.fsync), on_trouble=self.trouble.say)
@@ -380,6 +382,19 @@ class Run(MetricLog):
         self._monitor = monitor
         monitor.start()
 
+    def capture_console(self) -> None:
+        """Keep what this process prints as an artifact, until the end of the run."""
+        from mlferry.console.capture import Target, begin
+
+        info = self.info
+        self._capture = begin(Target(self.directory, info.run_id, self.rank, self.config.fsync.value, self._lose))
+
+    def _lose(self, error: MlferryError) -> None:
+        """As ``refuse``, from a thread where nobody could be raised at."""
+        self.trouble.count(error)
+        self._writer.count_dropped(Kind.ARTIFACT, str(error)[:300])
+        self.trouble.say(str(error))
+
     @guarded(Kind.RUN_UPDATE)
     def rename(self, run_name: str) -> None:
         """Give the run another name."""
@@ -408,6 +423,8 @@ class Run(MetricLog):
             return
         if self._monitor is not None:
             self._monitor.stop()
+        if self._capture is not None and self.mine:
+            self._capture.stop(*((_SETTLE_KILLED_S,) if self.implied_status == "KILLED" else ()))
         if self.mine:
             values.settle(_SETTLE_KILLED_S if self.implied_status == "KILLED" else _SETTLE_S, owner=self)
         self.info.status, self.info.end_time = status or self.implied_status, _now_ms()

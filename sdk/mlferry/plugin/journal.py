@@ -25,6 +25,7 @@ from pathlib import Path
 from mlferry.automatic import user_name
 from mlferry.config import OnError, read
 from mlferry.errors import BadText, MlferryError, NotStored
+from mlferry.plugin.consoles import Consoles
 from mlferry.plugin.registry_fold import Registry
 from mlferry.trouble import Trouble, warn
 from mlferry_spool.blobs import Blobs
@@ -33,7 +34,7 @@ from mlferry_spool.codec import KIND_OF, as_fields, decode, packer
 from mlferry_spool.errors import RecordTooLarge
 from mlferry_spool.layout import new_run_directory, store_directory, writer_name
 from mlferry_spool.peek import first_record
-from mlferry_spool.records import Open, Record, RunEnd, RunUpdate
+from mlferry_spool.records import Kind, Open, Record, RunEnd, RunUpdate
 from mlferry_spool.settings import Fsync, Settings
 from mlferry_spool.writer import Writer
 
@@ -74,6 +75,7 @@ class Journal:
         self._unheard: set[str] = set()
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._directories: dict[str, Path] = {}
+        self._consoles = Consoles(self)
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -93,6 +95,7 @@ class Journal:
             if first_record(self._directories[run_id]) is None:  # the disk is full: nobody else hears of the run
                 self._unheard.add(run_id)
                 self.catalogue.imagine(run_id, opening)
+        self._consoles.begin(run_id)
 
     def resume(self, run_id: str) -> None:
         """This process goes on with a run: from now on it answers for the run."""
@@ -101,9 +104,11 @@ class Journal:
                 self._close(run_id)
                 self._primary.add(run_id)
             self.put(run_id, RunUpdate(_now_ms(), status="RUNNING"))
+        self._consoles.begin(run_id)
 
     def end(self, run_id: str, status: str, end_time: int) -> None:
         """The run is over, as far as this process knows."""
+        self._consoles.end(run_id)
         end = RunEnd(end_time, status, _now_ms())
         with self._lock:
             if run_id not in self._primary:
@@ -172,6 +177,7 @@ class Journal:
 
     def close(self) -> None:
         """End every log, without an end of any run."""
+        self._consoles.end_all()
         with self._lock:
             for run_id in list(self._writers):
                 self._close(run_id)
@@ -181,6 +187,18 @@ class Journal:
         self.trouble.count(error)
         self._writer(run_id).count_dropped(kind, str(error)[:300])
         self.trouble.meet(error)
+
+    def lose(self, run_id: str, error: MlferryError) -> None:
+        """As ``refuse``, from a thread where nobody could be raised at."""
+        self.trouble.count(error)
+        with self._lock:
+            self._writer(run_id).count_dropped(Kind.ARTIFACT, str(error)[:300])
+        self.trouble.say(str(error))
+
+    def directory(self, run_id: str) -> Path:
+        """Where the run lies."""
+        with self._lock:
+            return self._directory(run_id)
 
     def _not_stored(self, run_id: str | None, kind: int, fields: object) -> bool:
         """The writer has counted it and has said why."""
