@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from mlferry_agent.commands import aside, bundles, delivering, looking, machine, runs, tidying, ui, watching
+from mlferry_agent.commands import aside, bundles, delivering, looking, machine, running, runs, tidying, ui, watching
 from mlferry_agent.commands.app import app, err, out
 from mlferry_agent.commands.overview import overview
 
 __all__ = ["app", "run"]
 
 #: Modules whose verbs are registered by being imported.
-VERBS = (looking, runs, watching, ui, delivering, aside, tidying, bundles, machine)
+VERBS = (running, looking, runs, watching, ui, delivering, aside, tidying, bundles, machine)
 
 
 @app.callback(invoke_without_command=True)

@@ -283,3 +283,7 @@ class Defect(AgentError):
     What was logged is in the spool as it was, and nothing arrives twice if you try again. Please report it, with what the
     same command says when MLFERRY_DEBUG is set to 1.
     """
+
+
+class NoSuchProgram(AgentError):
+    """There is no such program to run. Nothing was started; look at its name, and at PATH."""

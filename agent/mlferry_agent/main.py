@@ -12,7 +12,8 @@ __all__ = ["main"]
 
 def main() -> int:
     """Run the command; returns its exit code."""
-    _leave_no_core()
+    if sys.argv[1:2] != ["run"]:  # it becomes the user's own program, and reads no token
+        _leave_no_core()
     _write_what_can_be_written()
     try:
         from mlferry_agent.cli import run

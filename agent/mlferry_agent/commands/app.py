@@ -40,7 +40,8 @@ IMPORTED = (
 COMPARED = "Exit codes: 0 no difference, 1 failed, 2 wrong usage, 3 something differs and needs you."
 
 #: Groups of verbs, as help shows them.
-LOOK, DELIVER, ASIDE, CARRY, MACHINE = "See", "Deliver", "Set right, tidy up", "Across an air gap", "This machine"
+LOG, LOOK, DELIVER, ASIDE = "Log", "See", "Deliver", "Set right, tidy up"
+CARRY, MACHINE = "Across an air gap", "This machine"
 
 #: Columns where nobody's eyes need a line to end.
 _ON_A_PIPE = 1000
@@ -73,14 +74,20 @@ err = Screen(stderr=True, emoji=False)
 Function = TypeVar("Function", bound=Callable[..., None])
 
 
-def command(name: str, panel: str, *examples: str, ends: str = DONE) -> Callable[[Function], Function]:
-    """Registers a verb, whose help is the function's docstring. ``examples``: whole command lines. ``ends``: exit codes."""
+def command(
+    name: str, panel: str, *examples: str, ends: str = DONE, settings: dict[str, Any] | None = None
+) -> Callable[[Function], Function]:
+    """Registers a verb, whose help is the function's docstring. ``examples``: whole command lines. ``ends``: exit codes.
+    ``settings``: of click, how its words are read."""
 
     def register(function: Function) -> Function:
         cls = type("Verb", (Verb,), {"examples": examples})
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
         told = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        return app.command(name, cls=cls, rich_help_panel=panel, epilog=ends, help=told)(function)
+        register_with = app.command(
+            name, cls=cls, rich_help_panel=panel, epilog=ends, help=told, context_settings=settings
+        )
+        return register_with(function)
 
     return register
 

@@ -33,7 +33,7 @@ class Group(TyperGroup):
     """The command itself. Help lists its verbs in the order in which a newcomer needs them."""
 
     ORDER = (
-        *("status", "ls", "show", "watch", "ui", "id", "dump", "sync", "agent", "verify", "prepare"),
+        *("run", "status", "ls", "show", "watch", "ui", "id", "dump", "sync", "agent", "verify", "prepare"),
         *("clean", "retry", "drop", "export", "import", "doctor", "config", "demo"),
     )
 
