@@ -37,8 +37,11 @@ _MOST_S = 10.0
 #: Test: tests/unit/sdk/test_console_text.py::test_at_its_limit_the_text_says_how_much_came_after
 MAX_CAPTURE_MIB = 64
 
+#: Seconds between two looks into the pipe, where that is the training's own business.
+_PASS_ON_S = 0.1
+
 #: Of an error that ends the run, the last so many bytes: what a socket takes without waiting.
-_MOST_TRACEBACK_BYTES = 32 << 10
+_TRACEBACK_BYTES = 32 << 10
 
 _BOOTSTRAP = "import sys; sys.path[:0] = {places!r}; from mlferry.console.child import main; main()"
 
@@ -126,11 +129,12 @@ class Capture:
                 self._answer = channel.recv(1)
             if self._answer != b"D":
                 self._diverted.restore()
-                if not self._answer:  # both are gone, and nobody else reads
-                    self._diverted.pass_on()
                 if not self._given_up:
                     self._target.lose(CaptureLost("its process has died"))
             self._over.set()
+            while not self._answer and self._diverted.ways:  # nobody else reads, and forked children print into it
+                self._diverted.pass_on()
+                time.sleep(_PASS_ON_S)
 
     def stop(self, wait_s: float = _MOST_S) -> None:
         """Put the descriptors back, and wait until what was printed is in the run. Idempotent; in a forked child nothing."""
@@ -149,11 +153,13 @@ class Capture:
             self._target.lose(CaptureLost(f"not all of it was stored within {wait_s:g} s; the rest follows if it can"))
             with contextlib.suppress(OSError):
                 self._channel.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+        if not self._answer:
+            self._diverted.pass_on()
         self._diverted.close()
 
     def leave_to_parent(self) -> None:
         """In a forked child: it prints into the parent's capture and has no part in it."""
-        self._diverted.close()
+        self._diverted.abandon()
         if self._channel is not None:
             self._channel.close()
 
@@ -165,7 +171,7 @@ def _uncaught() -> bytes:
         return b""
     with contextlib.suppress(Exception):
         told = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        return told.encode(errors="replace")[-_MOST_TRACEBACK_BYTES:]
+        return told.encode(errors="replace")[-_TRACEBACK_BYTES:]
     return b""
 
 

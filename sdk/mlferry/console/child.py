@@ -26,7 +26,7 @@ __all__ = ["main"]
 _CHUNK = 1 << 16
 
 #: Pieces that a full pipe may be read in, and some more: a terminal gives 4 KiB at once.
-_MOST_PIECES = 1024
+_PIECES = 1024
 
 #: Seconds between two looks at the size of the terminal.
 _LOOK_S = 1.0
@@ -77,7 +77,7 @@ class Pump:
 
     def drain(self, take: Take) -> None:
         """What stands in the sources now: more than a pipe holds was printed since, by somebody who does not stop."""
-        for _ in range(_MOST_PIECES):
+        for _ in range(_PIECES):
             if not self.step(self.wait(0), take):
                 return
 

@@ -10,6 +10,7 @@ import fcntl
 import os
 import select
 import sys
+import threading
 from dataclasses import dataclass
 
 __all__ = ["Diverted", "Way", "copy_size"]
@@ -34,6 +35,7 @@ class Diverted:
     def __init__(self) -> None:
         self.ways: list[Way] = []
         self._line_buffering = False
+        self._lock = threading.Lock()
 
     def prepare(self) -> None:
         """Make the pipes; nothing is printed into them yet. Raises OSError; ``close`` what there is then."""
@@ -55,28 +57,35 @@ class Diverted:
     def restore(self) -> None:
         """Put back what was there, unless the program itself has exchanged it meanwhile. Idempotent."""
         flush()
-        for way in reversed(self.ways):
-            for number in way.numbers:
-                with contextlib.suppress(OSError):
-                    if _same(number, way.sink):
-                        os.dup2(way.original, number)
+        with self._lock:
+            for way in reversed(self.ways):
+                for number in way.numbers:
+                    with contextlib.suppress(OSError):
+                        if _same(number, way.sink):
+                            os.dup2(way.original, number)
+            for way in self.ways:
+                _close(way.sink)
+                way.sink = -1
         if self._line_buffering:
             self._line_buffering = False
             with contextlib.suppress(Exception):
                 sys.stdout.reconfigure(line_buffering=False)  # type: ignore[union-attr]
-        for way in self.ways:
-            _close(way.sink)
-            way.sink = -1
 
     def pass_on(self) -> None:
-        """Write what still lies in the pipes, which nobody else reads any more, to where it was to go."""
-        for way in self.ways:
-            with contextlib.suppress(OSError):
-                while select.select([way.source], [], [], 0)[0] and (data := os.read(way.source, 1 << 16)):
-                    os.write(way.original, data)
+        """Write what lies in the pipes, which nobody else reads any more, to where it was to go."""
+        with self._lock:
+            for way in self.ways:
+                with contextlib.suppress(OSError):
+                    while select.select([way.source], [], [], 0)[0] and (data := os.read(way.source, 1 << 16)):
+                        os.write(way.original, data)
 
     def close(self) -> None:
-        """Forget it: also in a forked child, which goes on to print into the pipe."""
+        """Forget it."""
+        with self._lock:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """The same in a forked child, which goes on to print into the pipe, and where a lock may be held by nobody."""
         for way in self.ways:
             for fd in (way.sink, way.source, way.original):
                 _close(fd)
@@ -86,7 +95,7 @@ class Diverted:
         """Python gathers 8 KiB for anything but a terminal; a log that is looked at live wants lines."""
         stream = sys.stdout
         with contextlib.suppress(Exception):  # whatever a notebook has put there
-            if stream.fileno() == 1 and not stream.line_buffering:  # type: ignore[union-attr]
+            if stream.fileno() == 1 and not stream.line_buffering:
                 stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
                 self._line_buffering = True
 

@@ -95,7 +95,7 @@ class Parts:
         """Whole lines. True: a part is full, and due."""
         if self._beyond or self._kept + len(lines) > self._limit:
             self._beyond += len(lines)
-        elif self._waiting + len(lines) > MAX_WAITING_BYTES:
+        elif self._waiting + len(self._content) + len(lines) > MAX_WAITING_BYTES:
             self._lost += len(lines)
         else:
             if self._lost:
