@@ -58,7 +58,7 @@ class Training:
         with self.shown.open("wb") as sink:
             command = [sys.executable, str(folder / "train.py"), str(folder / "enough")]
             self.process = subprocess.Popen(command, env=environ, stdout=sink, stderr=sink, start_new_session=True)
-        wait_until(lambda: self.lines() > 20 or source != TRAINING and self.lines(), "it prints")
+        wait_until(lambda: self.lines() > 20 or (source != TRAINING and self.lines()), "it prints")
         self.captures = wait_until(lambda: self._both(), "two processes capture")
 
     def _both(self) -> list[int]:

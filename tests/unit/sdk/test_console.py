@@ -114,9 +114,7 @@ print(open_now() - before)
     assert sorted(consoles) == [b"run 0\n", b"run 1\n", b"run 2\n", b"warm\n"]
 
 
-def test_children_inherit_no_descriptor_of_the_capture_but_what_they_print_to(
-    program: Program, tmp_path: Path
-) -> None:
+def test_children_inherit_no_descriptor_of_the_capture_but_what_they_print_to(program: Program, tmp_path: Path) -> None:
     source = """
 import mlferry, subprocess, os
 with mlferry.start_run(capture=True):
