@@ -51,7 +51,7 @@ CONTESTANTS = {"not captured": "off", "not captured, a write a line": "off, by l
 def measured(how: str, lines: int, pause: float) -> dict[str, float]:
     """Microseconds of each print, and of beginning and ending the run."""
     with tempfile.TemporaryDirectory() as directory:
-        environ = {**os.environ, "MLFERRY_DIR": f"{directory}/spool", "MLFERRY_QUIET": "1"}
+        environ = {**os.environ, "MLFERRY_DIR": f"{directory}/spool", "MLFERRY_QUIET": "1", "PYTHONUNBUFFERED": ""}
         environ["PYTHONPATH"] = os.pathsep.join(str(ROOT / name) for name in ("spool", "sdk"))
         program = PROGRAM.replace('how != "off"', 'how == "on"')
         command = [sys.executable, "-c", program, str(lines), str(pause), how, f"{directory}/found"]

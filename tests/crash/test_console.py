@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.consoles import captures, together
+from tests.disks import can_mount, disk, fill
 from tests.spooling import wait_until
 from tests.spools import read_writers, run_ids
 
@@ -49,10 +50,10 @@ with mlferry.start_run(capture=True):
 class Training:
     """A training whose console is captured; what is shown of it goes to a file."""
 
-    def __init__(self, folder: Path, source: str = TRAINING) -> None:
-        self.folder, self.root, self.shown = folder, folder / "spool", folder / "shown"
+    def __init__(self, folder: Path, source: str = TRAINING, root: Path | None = None) -> None:
+        self.folder, self.root, self.shown = folder, root or folder / "spool", folder / "shown"
         (folder / "train.py").write_text(source)
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("ML")}
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("ML", "PYTHON"))}
         paths = os.pathsep.join(str(SOURCE / root) for root in ("spool", "sdk"))
         environ = {**clean, "PYTHONPATH": paths, "MLFERRY_DIR": str(self.root)}
         with self.shown.open("wb") as sink:
@@ -130,6 +131,25 @@ def assert_said_once(train: Training) -> None:
     records = [record for written in read_writers(train.root, run_id).values() for record in written]
     assert [record for record in records if isinstance(record, Dropped)]
     assert [record.status for record in records if isinstance(record, RunEnd)] == ["FINISHED"]
+
+
+@pytest.mark.skipif(not can_mount(), reason="making a small disk needs root and loop devices")
+@pytest.mark.parametrize("trouble", ["full", "failing"])
+def test_a_disk_in_trouble_costs_the_console_and_not_the_training(tmp_path: Path, trouble: str) -> None:
+    with disk(tmp_path, megabytes=16) as small:
+        train = Training(tmp_path, root=small.path / "spool")
+        if trouble == "full":
+            fill(small.path, leave=0)
+        else:
+            small.fail()
+        before = train.lines()
+        wait_until(lambda: train.lines() > before + 3000, "it prints on")
+        assert train.end() == 0
+        train.is_left_alone()
+        shown = train.shown.read_text()
+    assert "trained" in shown and shown.count("mlferry: console capture: ") == 1
+    numbers = train.numbers(shown)
+    assert numbers == list(range(len(numbers)))
 
 
 def test_c_code_that_holds_the_gil_never_waits_for_a_reader_that_was_killed(tmp_path: Path) -> None:

@@ -66,6 +66,27 @@ def test_names_that_hold_escapes_markup_and_bidi_are_shown_as_text(spool: Path, 
     assert mlferry("status", "--to", url, "--json")[0] == 3
 
 
+def test_run_becomes_the_program_with_a_spool_to_log_to(tmp_path: Path) -> None:
+    source = "import os, sys; print(*map(os.environ.get, sys.argv[1:])); sys.exit(7)"
+    asked = ["MLFLOW_TRACKING_URI", "MLFERRY_CAPTURE", "MLFERRY_DIR"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ML")}
+
+    def run(*options: str, **environ: str) -> tuple[int, str]:
+        program = [sys.executable, "-c", source, *asked]
+        command = [sys.executable, "-m", "mlferry_agent.main", "run", *options, *program]
+        done = subprocess.run(command, env={**clean, **environ}, capture_output=True, text=True, cwd=tmp_path)
+        return done.returncode, done.stdout.strip()
+
+    assert run() == (7, "spool: None None")
+    assert run("--capture", "--dir", "here", "--") == (7, f"spool: 1 {tmp_path / 'here'}")
+    assert run("--", MLFLOW_TRACKING_URI="http://there") == (7, "http://there None None")
+
+
+def test_run_says_that_there_is_no_such_program(mlferry: Mlferry) -> None:
+    code, _, err = mlferry("run", "--", "no-such-program", "--its-option")
+    assert code == 1 and "no such program" in err and "no-such-program" in err
+
+
 def test_a_wrong_option_is_wrong_usage(spool: Path, mlferry: Mlferry) -> None:
     assert mlferry("status", "--no-such-option")[0] == 2
     assert mlferry("no-such-verb")[0] == 2

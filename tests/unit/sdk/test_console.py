@@ -213,6 +213,21 @@ with mlferry.start_run(capture=True):
     assert [record for record in records if isinstance(record, Dropped)]
 
 
+def test_lines_of_python_are_written_at_once_until_the_run_ends(program: Program, tmp_path: Path) -> None:
+    source = """
+import os, sys, mlferry
+print("before ", end="")
+with mlferry.start_run(capture=True):
+    print("first")
+    os.write(1, b"second\\n")
+print("third")
+os.write(1, b"not gathered\\n")
+"""
+    ended = program(source, MLFERRY_QUIET="1", PYTHONUNBUFFERED="")
+    assert ended.stdout == "before first\nsecond\nnot gathered\nthird\n"
+    assert together(tmp_path / "spool") == "first\nsecond\n"
+
+
 def test_the_limit_is_a_setting(program: Program, tmp_path: Path) -> None:
     source = "import mlferry\nwith mlferry.start_run(capture=True):\n    for n in range(30_000): print('x' * 99)\n"
     ended = program(source, MLFERRY_QUIET="1", MLFERRY_CAPTURE_MIB="1")
