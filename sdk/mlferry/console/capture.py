@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlferry.console.descriptors import Diverted
+from mlferry.console.descriptors import Diverted, above_standard, is_open
 from mlferry.errors import CaptureLost, MlferryError
 from mlferry.trouble import warn
 
@@ -86,7 +86,7 @@ class Capture:
 
     def start(self) -> None:
         """Raises OSError and what starting a process raises; then nothing has changed."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = (socket.socket(fileno=above_standard(end.detach())) for end in socket.socketpair())
         self._channel = ours
         try:
             with theirs:
@@ -105,6 +105,8 @@ class Capture:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _BOOTSTRAP.format(places=_places()), json.dumps(order)],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=None if is_open(2) else subprocess.DEVNULL,
             pass_fds=[channel, *(fd for way in ways for fd in way)],
             start_new_session=True,  # Ctrl-C is for the training
         )

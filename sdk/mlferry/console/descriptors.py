@@ -13,7 +13,7 @@ import sys
 import threading
 from dataclasses import dataclass
 
-__all__ = ["Diverted", "Way", "copy_size"]
+__all__ = ["Diverted", "Way", "above_standard", "copy_size", "is_open"]
 
 #: Bytes that a pipe takes before its writer waits: what is printed while the child starts.
 _PIPE_BYTES = 1 << 20
@@ -102,13 +102,14 @@ class Diverted:
 
 def _groups() -> list[tuple[int, ...]]:
     """1 and 2, as far as they are open: together where they lead to the same place."""
-    numbers = [number for number in (1, 2) if _is_open(number)]
+    numbers = [number for number in (1, 2) if is_open(number)]
     if len(numbers) == 2 and _same(1, 2):
         return [(1, 2)]
     return [(number,) for number in numbers]
 
 
-def _is_open(number: int) -> bool:
+def is_open(number: int) -> bool:
+    """Whether this descriptor is open."""
     try:
         os.fstat(number)
     except OSError:
@@ -123,10 +124,23 @@ def _same(one: int, other: int) -> bool:
     return (a.st_dev, a.st_ino, a.st_rdev) == (b.st_dev, b.st_ino, b.st_rdev)
 
 
-def _way(numbers: tuple[int, ...]) -> Way:
-    original = os.dup(numbers[0])
+def above_standard(fd: int) -> int:
+    """The same file under a number that nobody prints to: where 1 or 2 is closed, it is the next to be given.
+
+    Raises OSError."""
+    if fd > 2:
+        return fd
     try:
-        source, sink = _terminal(original) if os.isatty(original) else _pipe()
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def _way(numbers: tuple[int, ...]) -> Way:
+    original = fcntl.fcntl(numbers[0], fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        made = _terminal(original) if os.isatty(original) else _pipe()
+        source, sink = above_standard(made[0]), above_standard(made[1])
     except OSError:
         _close(original)
         raise

@@ -149,14 +149,19 @@ def test_a_stdout_that_is_nothing_of_the_kind_is_no_trouble(program: Program, tm
     source = """
 import io, os, sys, mlferry
 sys.stdout = io.StringIO()  # as in a notebook
-os.close(2)
-with mlferry.start_run(capture=True):
+with mlferry.start_run() as run:
+    os.close(2)
+    run.capture_console()
     print("in the notebook")
     os.write(1, b"below it\\n")
+    try:
+        os.write(2, b"to nobody")
+    except OSError as error:
+        os.write(1, error.strerror.encode() + b"\\n")
 """
     ended = program(source, MLFERRY_QUIET="1")
-    assert (ended.returncode, ended.stdout) == (0, "below it\n")
-    assert together(tmp_path / "spool") == "below it\n"
+    assert (ended.returncode, ended.stdout) == (0, "below it\nBad file descriptor\n")
+    assert together(tmp_path / "spool") == ended.stdout
 
 
 def test_a_reader_that_goes_away_does_not_end_the_training(environment: dict[str, str], tmp_path: Path) -> None:
