@@ -18,7 +18,7 @@ _ENDS = "Exit codes: 0 and all others are the program's own; 1 also that there i
     "run",
     LOG,
     "mlferry run -- python train.py",
-    "mlferry run --capture -- torchrun --nproc-per-node 8 train.py",
+    "mlferry run --capture -- torchrun train.py",
     ends=_ENDS,
     settings={"allow_interspersed_args": False},
 )
