@@ -31,8 +31,8 @@ def run(
 ) -> None:
     """Run a training whose MLflow logs to the spool.
 
-    Sets MLFLOW_TRACKING_URI=spool: where it is not set (and MLFERRY_DIR, MLFERRY_CAPTURE as the options say), and becomes
-    the program: signals, the terminal and the exit code are its own.
+    Sets MLFLOW_TRACKING_URI=spool: whatever it was (and MLFERRY_DIR, MLFERRY_CAPTURE as the options say), and becomes the
+    program: signals, the terminal and the exit code are its own.
     """
     import shutil
 
@@ -49,7 +49,8 @@ def run(
 
 def environment(environ: dict[str, str], *, capture: bool, directory: Path | None) -> dict[str, str]:
     """What the program finds in its environment."""
-    environ.setdefault("MLFLOW_TRACKING_URI", "spool:")
+    if not environ.get("MLFLOW_TRACKING_URI", "").startswith("spool:"):
+        environ["MLFLOW_TRACKING_URI"] = "spool:"  # many profiles of clusters name the server, which is not there
     if capture:
         environ["MLFERRY_CAPTURE"] = "1"
     if directory is not None:

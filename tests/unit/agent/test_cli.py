@@ -79,7 +79,8 @@ def test_run_becomes_the_program_with_a_spool_to_log_to(tmp_path: Path) -> None:
 
     assert run() == (7, "spool: None None")
     assert run("--capture", "--dir", "here", "--") == (7, f"spool: 1 {tmp_path / 'here'}")
-    assert run("--", MLFLOW_TRACKING_URI="http://there") == (7, "http://there None None")
+    assert run("--", MLFLOW_TRACKING_URI="http://there") == (7, "spool: None None")
+    assert run("--", MLFLOW_TRACKING_URI="spool:///mine") == (7, "spool:///mine None None")
 
 
 def test_run_says_that_there_is_no_such_program(mlferry: Mlferry) -> None:
