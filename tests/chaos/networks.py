@@ -6,6 +6,7 @@ server must come to hold what was logged, each thing once.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +20,9 @@ from tests.spooling import wait_until
 
 #: Seconds for which a fault befalls everything.
 _LASTS_S = 1.5
+
+#: Seconds within which an agent asks again, however it was answered.
+_ASKS_WITHIN_S = 60.0
 
 #: So many more faults of a kind befall single requests.
 _SPRINKLED = 6
@@ -57,21 +61,30 @@ def weather(kinds: Mapping[str, Fault]) -> Callable[[Trial], None]:
         with FaultProxy(trial.server.port) as proxy, trial.using(to=proxy.url, environ=_PATIENCE):
             _begin(trial)
             for name, fault in kinds.items():
-                before = sum(proxy.counts().values()) - proxy.counts()[Kind.PASS]
+                before = _befallen(proxy)
                 proxy.add(fault, times=None)
                 time.sleep(_LASTS_S)
+                # An agent that the fault before has made wait asks rarely.
+                with contextlib.suppress(AssertionError):
+                    wait_until(lambda before=before: _befallen(proxy) > before, "a request", _ASKS_WITHIN_S)
                 proxy.clear()
                 for _ in range(_SPRINKLED):
                     proxy.add(fault, path=trial.dice.choice(_ENDPOINTS), skip=trial.dice.randrange(3))
                 trial.job("sdk", pace_s=0.02)
                 time.sleep(_LASTS_S)
                 proxy.clear()
-                trial.tally.faults[name] += sum(proxy.counts().values()) - proxy.counts()[Kind.PASS] - before
+                trial.tally.faults[name] += _befallen(proxy) - before
             trial.ferry = replace(trial.ferry, environ={})  # a second is not enough for a machine that is busy
             trial.settle()
             _expect_faults(trial, kinds)
 
     return scenario
+
+
+def _befallen(proxy: FaultProxy) -> int:
+    """Requests that met a fault."""
+    counts = proxy.counts()
+    return sum(counts.values()) - counts[Kind.PASS]
 
 
 def _begin(trial: Trial, *, agent: bool = True) -> None:
