@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlferry_agent.carrier import Work
@@ -103,6 +105,26 @@ def test_the_dashboard_is_one_that_grafana_lays_out() -> None:
         assert panel["type"] in ("stat", "timeseries")
     assert [variable["name"] for variable in dashboard()["templating"]["list"]] == ["datasource", "instance"]
     assert dashboard()["id"] is None
+
+
+def test_grafanas_own_model_of_a_dashboard_has_a_place_for_all_of_it() -> None:
+    asked = dashboard()
+    understood = json.loads(JSONEncoder(sort_keys=True).encode(Dashboard.from_json(asked)))
+    # What only the import of a file asks for, and what an editor remembers of a query.
+    beside = {"/__inputs", "/__requires", "/id", "/templating/list/definition"}
+    assert set(_lost(asked, understood)) == beside
+
+
+def _lost(asked: Any, held: Any, path: str = "") -> Iterator[str]:
+    """Where something of ``asked`` is missing in ``held``, or another value."""
+    if isinstance(asked, dict) and isinstance(held, dict):
+        for key, value in asked.items():
+            yield from _lost(value, held.get(key, _lost), f"{path}/{key}")
+    elif isinstance(asked, list) and isinstance(held, list) and len(asked) == len(held):
+        for one, other in zip(asked, held, strict=True):
+            yield from _lost(one, other, path)
+    elif asked != held:
+        yield path
 
 
 @with_promtool
