@@ -276,7 +276,8 @@ def _report(run: Run) -> None:
     import shlex
 
     info = run.info
-    lines = [f"run {info.run_name or ''} ({info.run_id}) {info.status}: {run.recorded} records in {run.directory}"]
+    named = f"{info.run_name} ({info.run_id})" if info.run_name else info.run_id  # a run gone on with has no name here
+    lines = [f"run {named} {info.status}: {run.recorded} records in {run.directory}"]
     if run.dropped:
         reasons = ", ".join(f"{name} {count}" for name, count in run.trouble.counts.most_common())
         lines.append(f"{run.dropped} could not be stored ({reasons or 'see the warnings above'})")
