@@ -76,7 +76,7 @@ def next_step(found: Summary) -> Step:
         return Step(f"mlferry sync{to}", "delivers what waits")
     if found.live:
         return Step(f"mlferry agent{to}", "delivers while the training goes on")
-    return Step(f"mlferry clean{to}", "reads the server back, and then frees the space of what it has")
+    return Step(f"mlferry clean{to}", "reads the server back, and frees the space of what it has for a day")
 
 
 def _sort_of(status: RunStatus) -> str:

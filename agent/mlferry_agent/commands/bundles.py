@@ -187,7 +187,7 @@ def import_(
         return
     show_import(*import_bundle(config.dir, parts, receipt, crossing), as_json=as_json)
     if not as_json:
-        out.print("deliver them with: mlferry sync", highlight=False)
+        out.print(f"deliver them with: mlferry sync{'' if config.to else ' --to URL'}", highlight=False)
 
 
 def _check_there(paths: Sequence[str]) -> None:

@@ -42,4 +42,4 @@ def show_plan(console: Console, going: Sequence[Candidate], kept: Sequence[Kept]
     reasons = Counter(item.reason for item in kept)
     if reasons:
         told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        say(console, f"kept: {told}")
+        say(console, f"kept: {told}{' (--older-than takes younger ones)' if reasons['too young'] else ''}")
