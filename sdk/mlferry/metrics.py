@@ -75,10 +75,10 @@ class MetricLog:
             synchronous: accepted as MLflow does and ignored: no call waits.
         """
         append, now = self._append, _time_ns  # as locals: CPython looks longer for attributes that are called
-        if append is not None and timestamp is None and type(value) in _POINT:
+        if append is not None and timestamp is None and type(value) in _POINT and (type(step) is int or step is None):
             try:
                 pack, name = TEMPLATES[key]
-                payload = pack(HEAD, now() // 1_000_000, STEP, 0 if step is None else step, name, value)
+                payload = pack(HEAD, now() // 1_000_000, STEP, step or 0, name, value)
             except Exception:  # a name not met before, a step that is none: the slow path looks closer
                 pass
             else:

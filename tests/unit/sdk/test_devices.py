@@ -290,10 +290,12 @@ def test_the_values_of_devices_that_nothing_is_known_of_are_read_at_once(spool: 
 
 def test_a_step_that_is_on_a_device_is_refused_rather_than_waited_for(spool: Path, devices: Simulation) -> None:
     with mlferry.start_run() as run:
+        mlferry.log_metric("a", 0.5)  # from now on the name is known
+        mlferry.log_metric("a", 0.5, step=scalar(3, dtype=torch.int64))  # type: ignore[arg-type]
         mlferry.log_metrics({"a": 0.5}, step=scalar(3, dtype=torch.int64))  # type: ignore[arg-type]
         mlferry.log_metric("a", scalar(0.5), step=scalar(3, dtype=torch.int64))  # type: ignore[arg-type]
         mlferry.log_metric("a", 0.5, timestamp=scalar(3, dtype=torch.int64))  # type: ignore[arg-type]
-    assert run.trouble.counts == {"BadStep": 3}
+    assert run.trouble.counts == {"BadStep": 4}
 
 
 def test_while_a_graph_is_captured_nothing_is_queued_and_the_error_says_what_to_do(
