@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlferry_agent.answers import printable
+from mlferry_agent.discovery import STORE
 from mlferry_agent.status import RunStatus
 from mlferry_agent.views.lines import put
 from mlferry_agent.views.messages import notes, told_of_record
@@ -65,6 +66,11 @@ def one_line(name: str) -> Text:
     return Text(printable(name), no_wrap=True, overflow="ellipsis")
 
 
+def _name_of(status: RunStatus) -> str:
+    name = status.run_name or ""
+    return name if status.run_id == STORE else f"{status.experiment_name or 'Default'}/{name}"
+
+
 def state_of(status: RunStatus) -> str:
     """One word, with its colour: where the run stands."""
     if status.parked:
@@ -84,7 +90,8 @@ def totals(statuses: list[RunStatus], url: str | None) -> str:
     about = "~" if any(status.approximate for status in statuses) else ""
     where = f" at {escape(printable(url))}" if url else ""
     said = f"{counted(acknowledged, 'record')} acknowledged{where}, {about}{pending:,} pending"
-    return f"{counted(len(statuses), 'run')}: {said}, {quarantined:,} quarantined"
+    runs = sum(status.run_id != STORE for status in statuses)
+    return f"{counted(runs, 'run')}: {said}, {quarantined:,} quarantined"
 
 
 def _worth_a_row(statuses: list[RunStatus]) -> Iterator[RunStatus]:
@@ -125,7 +132,7 @@ def _row(status: RunStatus, *, wide: bool) -> tuple[str | Text, ...]:
     run_id = printable(status.run_id)
     return (
         escape(run_id if wide else run_id[:SHORT_ID]),
-        one_line(f"{status.experiment_name or 'Default'}/{status.run_name or ''}"),
+        one_line(_name_of(status)),
         state_of(status),
         f"{status.acknowledged:,}",
         f"{'~' if status.approximate else ''}{status.pending:,}",

@@ -19,7 +19,10 @@ from mlferry_agent.discovery import discover
 from mlferry_agent.errors import NoSuchRun
 from mlferry_agent.ledger import RunRow
 from mlferry_agent.status import RunStatus, exit_code, run_status, run_statuses, select, survey
+from mlferry_agent.views.statuses import table_of_statuses, totals
 from mlferry_spool import records
+from mlferry_spool.layout import store_directory
+from mlferry_spool.writer import Writer
 
 RECORDS = 7
 
@@ -198,3 +201,17 @@ async def test_a_run_that_is_delivered_is_not_read_to_tell_how_it_stands(
     monkeypatch.setattr(standing, "count_log", None)
     with bench.ledger() as ledger:
         assert [found.status for found in survey(bench.spool, ledger)] == ["FINISHED"]
+
+
+def test_what_belongs_to_no_run_is_a_row_and_not_a_run(bench: Workbench) -> None:
+    run = SpooledRun(bench.spool, "e")
+    run.end()
+    store = Writer(store_directory(bench.spool), records.Open("w"))
+    store.put(records.ExperimentOperation(T0, "create", "e"))
+    store.close()
+    found = survey(bench.spool, None)
+    assert len(found) == 2
+    assert totals(found, None) == "1 run: 0 records acknowledged, 1 pending, 0 quarantined"
+    [named, other] = [str(cell) for cell in table_of_statuses(found, wide=True).columns[1].cells]
+    assert named.startswith("e/")
+    assert other == "experiments, registry, traces"
