@@ -144,10 +144,11 @@ def film(shown: list[tuple[float, list[Text]]], title: str, unique: str) -> str:
     for number, (seconds, lines) in enumerate(shown):
         begin, end = 100 * at / whole, 100 * (at + seconds) / whole
         name = f"{unique}-{number}"
+        rest = "visible" if number == len(shown) - 1 else "hidden"  # where nothing moves
         styles.append(
             f"@keyframes {name} {{ 0%, {begin:.2f}% {{ visibility: hidden }}"
             f" {begin + 0.01:.2f}%, {end:.2f}% {{ visibility: visible }} {end + 0.01:.2f}%, 100% {{ visibility: hidden }} }}"
-            f" .{name} {{ visibility: hidden; animation: {name} {whole:.1f}s linear infinite }}"
+            f" .{name} {{ visibility: {rest}; animation: {name} {whole:.1f}s linear infinite }}"
         )
         frames.append(f'<g class="{name}">{drawing(lines, title, name, crop=False)}</g>')
         at += seconds

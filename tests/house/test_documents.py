@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,10 +146,35 @@ def test_the_exit_codes_in_the_readme_are_those_of_the_command() -> None:
     assert [int(code) for code in listed] == codes
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+LINKED = [
+    *DOCUMENTS,
+    *sorted((REPOSITORY / "docs" / "api").glob("*.md")),
+    *(REPOSITORY / name for name in ("CHANGELOG.md", "spool/FORMAT.md", "examples/README.md")),
+]
+
+
+@pytest.mark.parametrize("document", LINKED, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_every_link_inside_the_repository_leads_somewhere(document: Path) -> None:
-    targets = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
-    assert not [target for target in targets if not (document.parent / target).exists()]
+    text = _CODE.sub("", document.read_text(encoding="utf-8"))
+    missing = []
+    for path, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)", text):
+        target = document.parent / path if path else document
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            missing.append(f"{path}#{anchor}")
+    assert not missing
+
+
+def _anchors(document: Path) -> set[str]:
+    """Those of its headings, as a forge makes them: of headings that are alike, the later ones are numbered."""
+    text = re.sub(r"(?ms)^```.*?^```", "", document.read_text(encoding="utf-8"))
+    found: Counter[str] = Counter()
+    anchors = set()
+    for heading in re.findall(r"(?m)^#+ +(.+?) *$", text):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+        anchor = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        anchors.add(f"{anchor}-{found[anchor]}" if found[anchor] else anchor)
+        found[anchor] += 1
+    return anchors
 
 
 def test_the_tests_that_stand_behind_a_promise_exist() -> None:
