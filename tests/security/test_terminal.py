@@ -81,7 +81,7 @@ def ferry(tmp_path_factory: pytest.TempPathFactory) -> Ferry:
 
 def test_every_verb_is_among_them() -> None:
     group = typer.main.get_command(app)
-    assert {*VERBS, "demo", "ui"} == set(group.commands)  # type: ignore[attr-defined]
+    assert {*VERBS, "demo", "ui", "run"} == set(group.commands)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("verb", VERBS)
