@@ -136,8 +136,9 @@ def test_names_that_change_all_the_time_never_lead_to_another_spool(mine: Spool,
     juggler.start()
     seen: list[bytes] = []
     try:
-        end = time.monotonic() + 0.5
-        while time.monotonic() < end:
+        began = time.monotonic()
+        # On a busy machine the reader may find nothing in its place for a while.
+        while (waited := time.monotonic() - began) < 0.5 or (not seen and waited < 60):
             try:
                 seen += read(mine)
             except (UntrustedFile, FileNotFoundError):
