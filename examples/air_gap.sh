@@ -25,4 +25,5 @@ mlferry clean --dir "$inside" --receipt "$stick/monday.tar.zst.receipt.json" --o
 
 mlferry import "$stick/tuesday.tar.zst" --dir "$outside"
 mlferry sync --to "$server" --dir "$outside"
+mlferry verify --to "$server" --dir "$outside"
 ls -l "$stick"

@@ -1,6 +1,6 @@
 """A training that is killed at any moment, started again with the same words, and is one run all the same.
 
-    export MLFERRY_RUN_ID=requeued-1
+    export MLFERRY_RUN_ID=requeued-$(id -un)-$(date +%s)   # whoever else says this id logs into this run
     python examples/requeued_training.py                 # kill -9 it
     python examples/requeued_training.py                 # it goes on where its last checkpoint was
     mlferry sync --to http://127.0.0.1:5000              # one run, FINISHED, no step missing
@@ -53,10 +53,11 @@ def train(checkpoint: Path, steps: int, pace_s: float) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("MLFERRY_RUN_ID", "requeued-1")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("requeued.pt"))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--pace-s", type=float, default=0.05, help="seconds that a step takes")
     given = parser.parse_args()
+    if "MLFERRY_RUN_ID" not in os.environ:
+        parser.error("MLFERRY_RUN_ID must name the run, so that a second start goes on with it")
     train(given.checkpoint, given.steps, given.pace_s)

@@ -1,6 +1,7 @@
 """mlferry's own functions for what is large: whole curves in one call, checkpoints without a copy, a run that goes on.
 
-python examples/series_and_checkpoints.py            # once more: the same run goes on
+python examples/series_and_checkpoints.py                 # its last line says the run's id
+python examples/series_and_checkpoints.py --run-id ID     # the same run goes on
 mlferry sync --to http://127.0.0.1:5000
 """
 
@@ -14,13 +15,13 @@ import torch
 import mlferry
 
 
-def train(run_id: str, steps: int) -> None:
+def train(run_id: str | None, steps: int) -> None:
     model = torch.nn.Linear(8, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     inputs = torch.randn(64, 8)
     losses = np.empty(steps)
     mlferry.set_experiment("series and checkpoints")
-    with mlferry.start_run(run_id, run_name="goes on"):
+    with mlferry.start_run(run_id, run_name=None if run_id else "series"):
         for step in range(steps):
             loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
             optimizer.zero_grad()
@@ -35,7 +36,7 @@ def train(run_id: str, steps: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run-id", default="series-and-checkpoints", help="any name that is yours alone")
+    parser.add_argument("--run-id", help="the run to go on with; a new one if it is not given")
     parser.add_argument("--steps", type=int, default=500)
     given = parser.parse_args()
     train(given.run_id, given.steps)

@@ -6,6 +6,7 @@ What a script is there to show is looked up on the server.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,12 +100,27 @@ def test_the_first_one_of_the_readme_trains_and_delivers(desk: Desk) -> None:
 
 
 def test_series_and_checkpoints_go_on_in_the_same_run(desk: Desk) -> None:
-    for _ in range(2):
-        desk.script("series_and_checkpoints.py", "--steps", "100")
-    [run_id] = desk.delivered().values()
+    told = re.search(r"\(([0-9a-f]{32})\)", desk.script("series_and_checkpoints.py", "--steps", "100"))
+    assert told is not None
+    desk.script("series_and_checkpoints.py", "--steps", "100", "--run-id", told[1])
+    [run_id] = desk.delivered("series").values()
     assert desk.stored(run_id).status == "FINISHED"
     assert steps(desk.server, run_id, "loss") == sorted([*range(100), *range(100)])
     assert "checkpoints/last.pt" in desk.server.artifacts(run_id)
+
+
+def test_an_example_that_is_run_twice_makes_two_runs(desk: Desk) -> None:
+    for _ in range(2):
+        desk.script("series_and_checkpoints.py", "--steps", "10")
+    statuses = desk.ferry.statuses("--to", desk.server.url).values()
+    assert len([status for status in statuses if status["run_name"] == "series"]) == 2
+
+
+def test_a_requeued_training_without_an_id_is_told_to_name_one(desk: Desk) -> None:
+    words = [sys.executable, str(EXAMPLES / "requeued_training.py")]
+    environ = {name: value for name, value in desk.environ().items() if name != "MLFERRY_RUN_ID"}
+    done = subprocess.run(words, env=environ, cwd=desk.folder, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "MLFERRY_RUN_ID must name the run" in done.stderr) == (2, True)
 
 
 def test_lightning_logs_by_either_logger(desk: Desk) -> None:
@@ -178,7 +194,8 @@ def _commands(folder: Path, ferry: Ferry) -> Iterator[dict[str, str]]:
     yield {"PATH": os.pathsep.join((str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]))}
 
 
-def test_the_way_across_an_air_gap_is_a_script_that_runs(desk: Desk) -> None:
+@pytest.mark.parametrize("turn", ["once", "and again, beside what the first one delivered"])
+def test_the_way_across_an_air_gap_is_a_script_that_runs(desk: Desk, turn: str) -> None:
     with _commands(desk.folder, desk.ferry) as path:
         done = subprocess.run(
             [str(EXAMPLES / "air_gap.sh"), desk.server.url], env=desk.environ(**path), cwd=desk.folder,
