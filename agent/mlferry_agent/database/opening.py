@@ -266,6 +266,7 @@ def _engine(uri: str, kind: str, utils: Any) -> Any:
 
     engine = utils.create_sqlalchemy_engine(uri)
     if kind != "sqlite":
+        engine.dialect.use_insertmanyvalues_wo_returning = True  # as with psycopg2: many rows are one statement
         return engine
 
     @event.listens_for(engine, "connect")

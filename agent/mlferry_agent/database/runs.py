@@ -93,6 +93,7 @@ class RunImport:
         self._done = Report()
         self._asides = 0
         self._mark = RunMark()
+        self._is_first = self._has_points = False
         self._model_points: dict[tuple[Any, ...], float] = {}
 
     def carry(self) -> None:
@@ -170,6 +171,7 @@ class RunImport:
     def _write(self, opening: Open, place: Place, row: _Row | None) -> None:
         uri = row.artifact_uri if row is not None else f"{place.location.rstrip('/')}/{self._run.run_id}/artifacts"
         self._places.run_artifacts[self._run.run_id] = uri
+        self._is_first = row is None
         with self._database.transaction() as connection:
             if row is None:
                 self._create(connection, opening, place, uri)
@@ -269,7 +271,8 @@ class RunImport:
 
     def _flush(self, connection: Any, place: Place) -> None:
         rows, model_rows = self._points.take()
-        new = add_points(connection, rows)
+        new = add_points(connection, rows, surely_new=self._is_first and not self._has_points)
+        self._has_points = True
         self._done.rows["metric points"] += new
         self._done.there["metric points"] += len(rows) - new
         if model_rows:
@@ -334,7 +337,8 @@ class RunImport:
         params = self._database.tables.params
         rows, refused = param_rows(self._run.run_id, self._gathered.state.params.values())
         self._refuse_long("param", refused)
-        found = connection.execute(select(params.c.key, params.c.value).where(params.c.run_uuid == self._run.run_id))
+        known = select(params.c.key, params.c.value).where(params.c.run_uuid == self._run.run_id)
+        found = () if self._is_first else connection.execute(known)
         there = {str(key): str(value) for key, value in found}
         for row in rows:
             if there.get(row["key"], row["value"]) != row["value"]:
@@ -438,7 +442,8 @@ class RunImport:
         self._report.lost += dropped + lost
         counts = dict(zip(_REPORT_TAGS, (dropped, lost, self._asides), strict=True))
         rows = pair_rows(self._run.run_id, {name: str(count) for name, count in counts.items() if count})
-        self._delete_tags(connection, [name for name, count in counts.items() if not count])
+        told = self._gathered.state.tags.values() if self._is_first else counts
+        self._delete_tags(connection, [name for name, count in counts.items() if not count and name in told])
         upsert(connection, self._database.tables.tags, rows)
 
     def _put_mark(self, connection: Any, *, is_over: bool) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 from tests import postgres
 from tests.spooling import T0, SpooledRun, stored_point
 
 from mlferry_agent.config import load
+from mlferry_agent.database import bulk
+from mlferry_agent.database import runs as module
 from mlferry_agent.database.importing import import_into
 from mlferry_agent.discovery import discover
 from mlferry_spool import records
@@ -63,3 +69,98 @@ def test_a_spool_is_written_into_postgresql_once(cluster: postgres.Postgres, tmp
     mended = import_into(config, cluster.uri(name, driver), discover(config.dir), artifacts=str(tmp_path / "files"))
     assert (mended.rows["metric points"], mended.there["metric points"]) == (999, 1_007 + 6)
     assert cluster.sql(name, "SELECT count(*) FROM metrics") == [("2006",)]
+
+
+def test_batches_that_have_points_in_common_are_written_once(
+    cluster: postgres.Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_POINTS", 7)
+    cluster.create("batches")
+    run = SpooledRun(tmp_path / "spool", "birds")
+    for step in (*range(30), *range(10, 40)):
+        run.metrics(step, {"loss": step / 3, "accuracy": 1.0})
+    run.end()
+    config = load({"HOME": str(tmp_path)}, {"dir": tmp_path / "spool", "state_dir": tmp_path / "state"})
+    told = import_into(config, cluster.uri("batches"), discover(config.dir))
+    assert (told.exit_code, told.rows["metric points"], told.there["metric points"]) == (0, 80, 40)
+    stored = cluster.sql("batches", "SELECT key, value, timestamp, step FROM metrics")
+    assert sorted(stored_point(key, float(value), int(at), int(step)) for key, value, at, step in stored) == sorted(
+        set(run.logged.points)
+    )
+    assert cluster.sql("batches", "SELECT key, step FROM latest_metrics ORDER BY key") == [
+        ("accuracy", "39"),
+        ("loss", "39"),
+    ]
+
+
+def import_of_many_points(folder: Path, uri: str) -> None:
+    """Import a run with more points than for which the run is looked for row by row."""
+    run = SpooledRun(folder / "spool", "birds")
+    run.series(records.Series("loss", b"\0" * 8 * 2_000, (0, 1), (T0, 1)))
+    run.end()
+    config = load({"HOME": str(folder)}, {"dir": folder / "spool", "state_dir": folder / "state"})
+    told = import_into(config, uri, discover(config.dir))
+    assert (told.exit_code, told.rows["metric points"]) == (0, 2_000)
+
+
+@pytest.fixture
+def metrics_connection(cluster: postgres.Postgres, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A connection of a superuser to a database of MLflow's that has one imported run, in a transaction."""
+    name = f"checks {zlib.crc32(request.node.name.encode())}"
+    import_of_many_points(tmp_path, cluster.create(name).replace("postgresql://", "postgresql+psycopg://"))
+    engine = create_engine(cluster.uri(name, "postgresql+psycopg"))
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def test_a_superuser_looks_for_the_run_of_many_points_once(metrics_connection: Any) -> None:
+    assert bulk._may_pass_triggers(metrics_connection)
+    assert metrics_connection.exec_driver_sql("SHOW session_replication_role").scalar() == "origin"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE TRIGGER own AFTER INSERT ON metrics FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        "ALTER TABLE metrics ADD CONSTRAINT own FOREIGN KEY (run_uuid) REFERENCES runs(run_uuid) ON DELETE CASCADE",
+        "ALTER TABLE metrics DROP CONSTRAINT metrics_run_uuid_fkey",
+    ],
+)
+def test_what_the_owner_has_changed_on_the_table_is_not_passed_over(metrics_connection: Any, change: str) -> None:
+    metrics_connection.exec_driver_sql(change)
+    assert not bulk._may_pass_triggers(metrics_connection)
+
+
+def test_points_of_a_run_that_is_not_there_are_refused_though_it_is_looked_for_once(metrics_connection: Any) -> None:
+    rows = [("loss", T0, step, "0" * 32, 1.0, False) for step in range(2_000)]
+    with pytest.raises(metrics_connection.dialect.loaded_dbapi.IntegrityError):
+        bulk.add_points(metrics_connection, rows, surely_new=True)
+
+
+def test_a_run_with_many_points_can_not_be_deleted_before_they_are_settled(
+    cluster: postgres.Postgres, metrics_connection: Any
+) -> None:
+    [(run_id,)] = metrics_connection.exec_driver_sql("SELECT run_uuid FROM runs").fetchall()
+    rows = [("other", T0, step, run_id, 1.0, False) for step in range(2_000)]
+    assert bulk.add_points(metrics_connection, rows) == 2_000
+    database = metrics_connection.exec_driver_sql("SELECT current_database()").scalar()
+    with pytest.raises(subprocess.CalledProcessError, match="psql"):
+        cluster.sql(database, "SET lock_timeout = '200ms'; SELECT 1 FROM runs FOR UPDATE")
+    metrics_connection.rollback()
+    assert cluster.sql(database, "SELECT 1 FROM runs FOR UPDATE") == [("1",)]
+
+
+def test_a_user_who_may_not_switch_triggers_off_imports_all_the_same(
+    cluster: postgres.Postgres, tmp_path: Path
+) -> None:
+    cluster.sql("postgres", "CREATE ROLE plain LOGIN")
+    cluster.create("owned")
+    cluster.sql("postgres", "ALTER DATABASE owned OWNER TO plain")
+    uri = cluster.uri("owned", "postgresql+psycopg").replace("//mlferry@", "//plain@")
+    import_of_many_points(tmp_path, uri)
+    engine = create_engine(uri)
+    with engine.connect() as connection:
+        assert not bulk._may_pass_triggers(connection)
+        assert connection.exec_driver_sql("SELECT count(*) FROM metrics").scalar() == 2_000
+    engine.dispose()
