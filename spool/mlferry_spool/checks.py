@@ -86,11 +86,15 @@ def list_of(check: Check) -> Check:
 
 def plain(value: Any) -> Any:
     """Anything that JSON could hold: the details of operations whose meaning belongs to the layers above."""
-    if value is None or type(value) in (str, int, float, bool):
+    if type(value) in _PLAIN:
         return value
     if type(value) is list:
         return [plain(item) for item in value]
-    return map_of(plain)(value)
+    return _plain_map(value)
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_plain_map = map_of(plain)
 
 
 def column(value: Any) -> bytes | tuple[int, int]:
@@ -125,7 +129,13 @@ def construct(record: type[T], values: Sequence[Any] | dict[str, Any]) -> T:
     """
     declared = _declared(record)  # type: ignore[arg-type]
     given = values if isinstance(values, dict) else dict(zip(declared, values, strict=False))
-    checked = {name: _field(name, check, given[name]) for name, check in declared.items() if name in given}
+    checked, name = {}, ""
+    try:
+        for name, check in declared.items():
+            if name in given:
+                checked[name] = check(given[name])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     try:
         return record(**checked)
     except TypeError:
@@ -137,10 +147,3 @@ def construct(record: type[T], values: Sequence[Any] | dict[str, Any]) -> T:
 def _declared(record: type[Any]) -> dict[str, Check]:
     """A record's fields, in order, with their checks."""
     return {item.name: item.metadata["check"] for item in fields(record)}
-
-
-def _field(name: str, check: Check, value: Any) -> Any:
-    try:
-        return check(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None

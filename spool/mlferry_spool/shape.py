@@ -29,6 +29,8 @@ _SCALARS = bytes(
     }.get(first, 0)
     for first in range(0x100)
 )
+#: First byte -> values in an array or map of up to 15 elements, which carries their number itself; -1 for all others.
+_FEW_INSIDE = (*[-1] * 0x80, *range(0, 32, 2), *range(16), *[-1] * 0x60)
 #: First byte -> (bytes of the length field, bytes besides) of texts, binaries and exts.
 _SIZED = {0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1)}
 _SIZED |= {0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0)}
@@ -59,7 +61,10 @@ def _walk(payload: bytes) -> None:
         if size:
             at += size
             continue
-        size, inside = _step(payload, at)
+        inside = _FEW_INSIDE[payload[at]]
+        size = 1
+        if inside < 0:
+            size, inside = _step(payload, at)
         at += size
         if inside >= 0:
             values += inside
@@ -78,4 +83,4 @@ def _step(payload: bytes, at: int) -> tuple[int, int]:
     if first in _NESTING:
         width, per_element = _NESTING[first]
         return 1 + width, per_element * int.from_bytes(payload[at + 1 : at + 1 + width], "big")
-    return 1, (first & 0x0F) * (2 if first < 0x90 else 1)  # fixmap, fixarray (0xC1 is for the decoder to refuse)
+    return 1, -1  # 0xC1, for the decoder to refuse
