@@ -8,7 +8,7 @@ new of it moves on.
 Half of such a COPY's time is the foreign key's: for each row PostgreSQL looks whether its run is there, and locks it so that
 it stays. All rows of a COPY are of one run, so where the user may switch triggers off (a superuser, or one who was granted
 SET ON PARAMETER session_replication_role) this is done once for all of them, by the very query that PostgreSQL asks, in the
-same transaction. Not where the table has triggers or foreign keys besides MLflow's own, which are none of ours to pass over.
+same transaction. Not where the table has triggers or constraints besides MLflow's own, which are none of ours to pass over.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ _MANY = 1000
 #: Rows that are sent at once.
 _PIECE = 2000
 
+#: Triggers are also how PostgreSQL keeps a constraint that is checked late, such as a deferrable one.
 _ONLY_ITS_RUN = """
-SELECT (SELECT count(*) FROM pg_trigger WHERE tgrelid = 'metrics'::regclass AND NOT tgisinternal) = 0
+SELECT NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'metrics'::regclass AND tgfoid NOT IN (
+           'pg_catalog."RI_FKey_check_ins"'::regproc, 'pg_catalog."RI_FKey_check_upd"'::regproc))
    AND (SELECT array_agg(pg_get_constraintdef(oid)) FROM pg_constraint
         WHERE conrelid = 'metrics'::regclass AND contype = 'f') = ARRAY['FOREIGN KEY (run_uuid) REFERENCES runs(run_uuid)']
 """
 _ITS_RUN = "SELECT 1 FROM runs WHERE run_uuid = %s FOR KEY SHARE"
-_PASS_TRIGGERS = "SET LOCAL session_replication_role = replica"
-_HEED_TRIGGERS = "SET LOCAL session_replication_role = origin"
+_PASS_TRIGGERS = "SET LOCAL session_replication_role TO replica"
+_HEED_TRIGGERS = "SET LOCAL session_replication_role TO DEFAULT"
 
 
 def add_points(connection: Any, rows: list[PointRow], *, surely_new: bool = False) -> int:
