@@ -194,17 +194,19 @@ def _commands(folder: Path, ferry: Ferry) -> Iterator[dict[str, str]]:
     yield {"PATH": os.pathsep.join((str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]))}
 
 
-@pytest.mark.parametrize("turn", ["once", "and again, beside what the first one delivered"])
-def test_the_way_across_an_air_gap_is_a_script_that_runs(desk: Desk, turn: str) -> None:
-    with _commands(desk.folder, desk.ferry) as path:
-        done = subprocess.run(
-            [str(EXAMPLES / "air_gap.sh"), desk.server.url], env=desk.environ(**path), cwd=desk.folder,
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "tuesday.tar.zst.receipt.json" in done.stdout
-    inside, outside = sorted((path for path in desk.folder.glob("tmp*") if (path / "runs").is_dir()), key=_size)
-    assert [len(list(run_directories(side))) for side in (inside, outside)] == [1, 6]
+def test_the_way_across_an_air_gap_is_a_script_that_can_be_run_twice(desk: Desk) -> None:
+    for turn in ("first", "beside-what-the-first-one-delivered"):
+        folder = desk.folder / turn
+        folder.mkdir()
+        with _commands(folder, desk.ferry) as path:
+            done = subprocess.run(
+                [str(EXAMPLES / "air_gap.sh"), desk.server.url], env=desk.environ(TMPDIR=str(folder), **path),
+                cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+            )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "tuesday.tar.zst.receipt.json" in done.stdout
+        inside, outside = sorted((path for path in folder.glob("tmp*") if (path / "runs").is_dir()), key=_size)
+        assert [len(list(run_directories(side))) for side in (inside, outside)] == [1, 6]
 
 
 def _size(spool: Path) -> int:
