@@ -28,7 +28,7 @@ test: lint tools  ## lint and the whole test suite, but for variations that take
 
 setup: $(STAMP)  ## .venv with mlferry (editable) and everything its tests need
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml hatch_build.py spool/mlferry_spool/_appender.c spool/mlferry_spool/_frame.h
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "mlferry needs Python 3.10 or later; name one: make PYTHON=python3.12 test")'
 	@echo "setting up $(VENV) (minutes the first time: mlflow and torch are large)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

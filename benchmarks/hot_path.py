@@ -49,7 +49,7 @@ def contestants(directory: Path) -> dict[str, tuple[Loop, str]]:
     import mlferry
 
     run = mlferry.start_run()
-    append, file = run._append, os.open(directory / "floor", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    append, file = run._appender.append, os.open(directory / "floor", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     pack, crc32, write, now = msgpack.Packer(use_bin_type=True).pack, zlib.crc32, os.write, time.time_ns
 
     def floor_one(step: int) -> None:

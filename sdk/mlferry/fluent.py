@@ -56,7 +56,7 @@ class _Active(threading.local, MetricLog):
 
     def follow(self) -> None:
         """The stack has changed."""
-        self._append = None if self.run is None else self.run._append
+        self._appender = None if self.run is None else self.run._appender
 
     def _log_slowly(self, pairs: list[tuple[Any, Any]], errors: list[MlferryError], step: Any, timestamp: Any) -> None:
         _current()._log_slowly(pairs, errors, step, timestamp)

@@ -122,7 +122,7 @@ class Run(MetricLog):
         blobs = Blobs(directory, durable=config.fsync is not Fsync.NEVER)
         self._keeper = Keeper(blobs, self.put, partial(self.refuse, Kind.ARTIFACT))
         self._writer = Writer(directory, opening, Settings(fsync=config.fsync), on_trouble=self.trouble.say)
-        self._append: Callable[[int, Any], bool] = self._writer.append
+        self._appender = self._writer
         ending.watch(self)
 
     def __repr__(self) -> str:
@@ -323,7 +323,7 @@ class Run(MetricLog):
 
     def _write(self, kind: Kind, fields: Any) -> bool:
         try:
-            stored = self._append(kind, fields)
+            stored = self._writer.append(kind, fields)
         except SpoolError as error:
             self.refuse(kind, BadText(error.detail))
             return False

@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 from mlferry_spool.codec import packer
 
-__all__ = ["HEAD", "STEP", "Template", "template"]
+__all__ = ["START", "STEP", "Template", "template"]
 
 #: An array of three values, the first a uint 64; and what announces an int 64. See FORMAT.md on METRICS.
-HEAD, STEP = b"\x93\xcf", b"\xd3"
+START, STEP = b"\x93\xcf", b"\xd3"
 
-#: ``pack`` and ``name`` of ``pack(HEAD, timestamp, STEP, step, name, value)``, which is the payload. ``pack`` raises
+#: ``pack`` and ``name`` of ``pack(START, timestamp, STEP, step, name, value)``, which is the payload. ``pack`` raises
 #: ``struct.error`` or OverflowError where a number does not fit, and whatever the number's own class raises.
 Template = tuple[Callable[[bytes, int, bytes, int, bytes, float], bytes], bytes]
 

@@ -2,13 +2,8 @@
 
 Theory of operation
 -------------------
-*The hot path* is ``append``: pack, two checksums, one write, under one lock. It has no branch for rare conditions: in every
-state in which nothing can be written (closed, disk full, forked) ``_fd`` is -1, so that the write itself raises EBADF and
-``_recover`` looks at why. The counters of the open segment stand in the writer itself while the hot path runs, and are
-handed to the ``Segment`` when anything slower does (``_slowly``).
-
-*A call that returned is kept.* When ``os.write`` has returned, the bytes are the kernel's and survive any death of the
-process. Power cuts are the caretaker's business (``fdatasync`` once an interval), or the caller's with ``Fsync.ALWAYS``.
+*The hot path* is the appender's, whose counters and descriptor stand in the writer itself while it runs, and are handed to
+the ``Segment`` when anything slower does (``_slowly``).
 
 *Why not a mapped file.* A store costs a tenth of a write; but it ends the process with SIGBUS where a write answers EIO: on
 XFS that was shut down, on a truncated file, on NFS that went stale.
@@ -19,11 +14,8 @@ which states the gap. Other errors of the file (EIO, a size limit) begin a new s
 not yet safe is written once more, into a new segment (``durability`` tells why); a reader may see it twice, and delivery
 makes it one.
 
-*Signals.* A Python signal handler runs between two bytecodes of the main thread, perhaps inside ``append``, and may log or
-raise. The lock is reentrant, and the counters are taken in the same breath as the write: between the check of the sequence
-number and the write lies no call, so no handler can run there, and a frame that a nested append made stale is built again.
-That also keeps the counters right when a handler raises (Ctrl-C). Inside a slow section a nested append is counted as
-dropped and a nested ``close`` refuses, rather than wait for the thread that it interrupted.
+*Signals.* A Python signal handler runs between two bytecodes of the main thread, and may log. Inside a slow section a nested
+append is counted as dropped and a nested ``close`` refuses, rather than wait for the thread that it interrupted.
 
 *Last words.* A ballast file keeps room for DROPPED, RUN_END and SEGMENT_END on a full disk.
 
@@ -39,32 +31,27 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakSet
-from zlib import crc32
 
 from mlferry_spool import limits
+from mlferry_spool.appender import Appender
 from mlferry_spool.caretaker import Caretaker, caretaker
 from mlferry_spool.codec import KIND_OF, as_fields, pack, packer
-from mlferry_spool.errors import RecordTooLarge, Unencodable
+from mlferry_spool.errors import RecordTooLarge
 from mlferry_spool.files import Files, OsFiles
-from mlferry_spool.frames import BEYOND_LENGTH, EXT32, HEAD, HEADER, OVERHEAD
 from mlferry_spool.log import Log, State
 from mlferry_spool.records import Kind, Open, Record
 from mlferry_spool.settings import Fsync, Settings
-from mlferry_spool.shape import SURELY_SMALL_BYTES, check_shape
+from mlferry_spool.shape import check_shape
 
 __all__ = ["Fsync", "Settings", "Writer"]
 
-_pack_header = HEADER.pack
-_pack_head = HEAD.pack
-_OVERHEAD = OVERHEAD
-_BEYOND_LENGTH = BEYOND_LENGTH
 _NOWHERE = -1
 _OPEN = State.OPEN
 
 T = TypeVar("T")
 
 
-class Writer:
+class Writer(Appender):
     """The log of one process in one run. Thread-safe; nothing that the disk does raises.
 
     Args:
@@ -135,56 +122,6 @@ class Writer:
     def tend_every_s(self) -> float:
         """Seconds between two calls of ``tend``."""
         return min(self._settings.fsync_interval_s, self._settings.retry_s, self._settings.heartbeat_s)
-
-    # -- the hot path ----------------------------------------------------------------------------------------
-
-    def append(self, kind: int, fields: object) -> bool:
-        """Write one record, given as what msgpack packs for it, or as its payload. True: it is kept. False: it was counted.
-
-        Raises:
-            Unencodable: msgpack or UTF-8 cannot hold a value. Nothing was written or counted.
-            RecordTooLarge: more than ``limits.MAX_PAYLOAD_BYTES``, or than a reader takes. Nothing was written or counted.
-        """
-        acquire, release = (
-            self._acquire,
-            self._release,
-        )  # as locals: CPython looks longer for attributes that are called
-        pack, write = self._pack, self._write
-        try:  # what ``with`` does, in half the time; inside, since a signal handler can raise when ``acquire`` returns
-            acquire()
-            try:
-                payload = fields if type(fields) is bytes else pack(fields)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise Unencodable(str(error)) from None
-            size = len(payload)
-            if size > SURELY_SMALL_BYTES:
-                self._look_at(payload)
-            while True:
-                sequence = self._sequence
-                salt = self._salt
-                header = _pack_header(EXT32, size + _BEYOND_LENGTH, kind, sequence)
-                check = crc32(header, salt)
-                frame = _pack_head(header, check, crc32(payload, check)) + payload
-                if sequence == self._sequence and salt is self._salt:  # another object of the same value: built again
-                    break
-            size += _OVERHEAD
-            # No call from here to the write: see "Signals".
-            self._sequence = sequence + 1
-            position = self._position = self._position + size
-            try:
-                written = write(self._fd, frame)
-            except OSError as error:
-                return self._recover(kind, payload, (sequence, salt), error)
-            if written != size:
-                return self._recover(kind, payload, (sequence, salt), written)
-            if position >= self._act_at:
-                self._slowly(self._log.act)
-            return True
-        finally:
-            try:  # noqa: SIM105 - which would cost every call
-                release()
-            except RuntimeError:  # a signal handler raised while another thread had the lock
-                pass
 
     # -- everything else -------------------------------------------------------------------------------------
 
@@ -257,6 +194,11 @@ class Writer:
                     if self._log.state is _OPEN:
                         self._fd = segment.fd
                 self._slow, self._counted = False, self._sequence
+
+    def _act(self) -> bool:
+        """The segment has grown to where something is to be done. The record is kept."""
+        self._slowly(self._log.act)
+        return True
 
     def _recover(self, kind: int, payload: bytes, place: tuple[int, int], failure: OSError | int) -> bool:
         """A write failed, or was short (its length): find out why, write again if that can help, else count."""

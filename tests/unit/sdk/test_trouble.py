@@ -131,14 +131,23 @@ def test_the_good_entries_are_kept_before_the_bad_one_is_raised(raising: Path) -
 def test_what_a_signal_handler_raises_reaches_the_program_and_nothing_is_logged_twice(
     spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(kind: int, fields: object) -> bool:
-        append(kind, fields)
-        raise TimeoutError
+    class Interrupted:
+        """An appender in whose methods a handler raises, after the write."""
+
+        def __init__(self, appender: Any) -> None:
+            self._appender = appender
+
+        def append_point(self, *given: Any) -> bool:
+            assert self._appender.append_point(*given)
+            raise TimeoutError
+
+        def append_points(self, *given: Any) -> bool:
+            assert self._appender.append_points(*given)
+            raise TimeoutError
 
     with mlferry.start_run() as run:
         run.log_metrics({"a": 0.0, "b": 0.0})  # now the names are known
-        append = run._append
-        monkeypatch.setattr(run, "_append", interrupted)
+        monkeypatch.setattr(run, "_appender", Interrupted(run._appender))
         for call in (lambda: run.log_metric("a", 1.0), lambda: run.log_metrics({"a": 2.0, "b": 2.0})):
             with pytest.raises(TimeoutError):
                 call()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlferry_spool.codec import decode
 from mlferry_spool.records import Kind, Metrics
-from mlferry_spool.templates import HEAD, STEP, template
+from mlferry_spool.templates import START, STEP, template
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 
@@ -25,7 +25,7 @@ INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 )
 def test_a_point_from_a_template_is_read_back_bit_for_bit(key: str, timestamp: int, step: int, value: float) -> None:
     pack, name = template(key)
-    payload = pack(HEAD, timestamp, STEP, step, name, value)
+    payload = pack(START, timestamp, STEP, step, name, value)
     found_timestamp, found_step, points = msgpack.unpackb(payload)
     assert (found_timestamp, found_step, list(points)) == (timestamp, step, [key])
     assert struct.pack(">d", points[key]) == struct.pack(">d", value)
@@ -39,4 +39,4 @@ def test_a_point_from_a_template_is_read_back_bit_for_bit(key: str, timestamp: i
 def test_a_step_that_is_none_has_no_payload(step: int) -> None:
     pack, name = template("loss")
     with pytest.raises(struct.error):
-        pack(HEAD, 1, STEP, step, name, 0.5)
+        pack(START, 1, STEP, step, name, 0.5)
