@@ -1,4 +1,4 @@
-"""The writer without its compiled hot path, as on a machine without a C compiler: the same tests, in a process of their own."""
+"""The writer without its compiled hot path, as where there is no C compiler: the same tests, in a process of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.house.test_structure import REPOSITORY
 
 WRITERS = [f"tests/unit/spool/test_{name}.py" for name in ("appender", "rotation", "writer", "writer_processes")]
 LOGGERS = [f"tests/unit/sdk/test_{name}.py" for name in ("metrics", "trouble", "fluent")]
-SIGNALS = "tests/unit/spool/test_writer_signals.py::test_a_handler_that_logs_inside_append_loses_and_doubles_nothing"
+SIGNALS = "tests/unit/spool/test_writer_signals.py::test_a_handler_that_logs_inside_append_loses_and_doubles_nothing[Fsync.INTERVAL]"
 
 
 def test_all_holds_in_python_too() -> None:
