@@ -128,17 +128,21 @@ screens: $(STAMP) tools  ## docs/screens: pictures of a terminal in which the re
 performance: $(STAMP)  ## docs/performance.md and its plots, of what the benchmarks left in benchmarks/results
 	@$(BIN)/python benchmarks/report.py
 
-# Names of what a release consists of; a wheel is built from the sdist, so that this is whole.
+# Names of what a release consists of; wheels are built from the sdist, so that this is whole. What has no hot path, or is for
+# several machines, gets the wheel that is Python alone.
 RELEASE_STAMP := $(VENV)/.release
-WHEEL = $(wildcard dist/mlferry-*.whl)
+WHEEL = $(wildcard dist/mlferry-*-none-any.whl)
 
 $(RELEASE_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[release]'
 	@touch $@
 
-dist: $(STAMP)  ## sdist and wheel in dist/, checked as an index does
-	@rm -f dist/mlferry-*.tar.gz dist/mlferry-*.whl
-	@$(BIN)/python -m build --no-isolation --outdir dist . >$(VENV)/build.log || { cat $(VENV)/build.log; exit 1; }
+dist: $(RELEASE_STAMP)  ## sdist, compiled wheel (this architecture, glibc) and Python wheel in dist/, checked as an index does
+	@rm -rf dist/mlferry-*.tar.gz dist/mlferry-*.whl build/wheels
+	@{ MLFERRY_PURE_PYTHON=1 $(BIN)/python -m build --no-isolation --outdir dist . \
+	   && $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir build/wheels dist/mlferry-*.tar.gz \
+	   && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheels/mlferry-*.whl; \
+	 } >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@$(BIN)/twine --no-color check --strict dist/mlferry-*.tar.gz dist/mlferry-*.whl
 	@! grep -q 'git.example.org' pyproject.toml || echo "before it is published: the project's address in pyproject.toml is an example"
 

@@ -1,9 +1,10 @@
 """What one logging call costs, against the floor: pack + crc + one write of the same record, in the same process.
 
-    python benchmarks/hot_path.py [--rounds N] [--calls N] [--json FILE] [--directory DIR]
+    python benchmarks/hot_path.py [--in-python] [--rounds N] [--calls N] [--json FILE] [--directory DIR]
 
 Rounds of all contestants are interleaved, so that whatever else the machine does falls on all of them. ``ratio`` is the
-median over rounds of (contestant / floor of the same round), with the 10th and 90th percentile of that.
+median over rounds of (contestant / floor of the same round), with the 10th and 90th percentile of that. `--in-python`:
+without the compiled hot path, as where there was no C compiler.
 """
 
 from __future__ import annotations
@@ -43,11 +44,13 @@ def timed(call: Callable[[int], object]) -> Loop:
     return loop
 
 
-def contestants(directory: Path) -> dict[str, tuple[Loop, str]]:
+def contestants(directory: Path, *, in_python: bool) -> dict[str, tuple[Loop, str]]:
     """Each contestant and the floor that it is measured against."""
-    os.environ.update(MLFERRY_DIR=str(directory), MLFERRY_QUIET="1")
+    os.environ.update(MLFERRY_DIR=str(directory), MLFERRY_QUIET="1", MLFERRY_PURE_PYTHON=str(int(in_python)))
     import mlferry
+    from mlferry_spool.appender import IS_COMPILED
 
+    assert IS_COMPILED is not in_python, "the hot path is not compiled here: --in-python"
     run = mlferry.start_run()
     append, file = run._appender.append, os.open(directory / "floor", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     pack, crc32, write, now = msgpack.Packer(use_bin_type=True).pack, zlib.crc32, os.write, time.time_ns
@@ -76,8 +79,8 @@ def contestants(directory: Path) -> dict[str, tuple[Loop, str]]:
     return {name: (timed(call), floor) for name, (call, floor) in calls.items()}
 
 
-def measure(rounds: int, calls: int, directory: Path) -> list[dict[str, float | str]]:
-    loops = contestants(directory)
+def measure(rounds: int, calls: int, directory: Path, *, in_python: bool) -> list[dict[str, float | str]]:
+    loops = contestants(directory, in_python=in_python)
     for loop, _ in loops.values():
         loop(calls // 4)
     taken: dict[str, list[list[int]]] = {name: [] for name in loops}
@@ -106,11 +109,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--calls", type=int, default=4000, help="per contestant and round")
+    parser.add_argument("--in-python", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--directory", type=Path, help="where to write; a temporary directory by default")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.directory) as directory:
-        rows = measure(given.rounds, given.calls, Path(directory))
+        rows = measure(given.rounds, given.calls, Path(directory), in_python=given.in_python)
         sys.modules["mlferry"].end_run()
     print(f"{'':28}{'median':>10}{'p99':>10}{'p99.9':>10}{'most':>11}{'x floor':>9}  (p10 to p90)")
     for row in rows:
@@ -124,8 +128,8 @@ def main() -> None:
 def record(path: Path, rows: list[dict[str, float | str]], given: argparse.Namespace) -> None:
     results.write(
         path,
-        "hot_path",
-        "What one logging call costs the training, against the floor.",
+        "hot_path_python" if given.in_python else "hot_path",
+        f"What one logging call costs the training, against the floor{', in Python alone' if given.in_python else ''}.",
         columns={
             **{"name": "", "median_ns": "median (ns)", "p99_ns": "p99 (ns)"},
             **{"p999_ns": "p99.9 (ns)", "most_ns": "slowest of a round (ns)"},

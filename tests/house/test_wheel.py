@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -56,6 +57,13 @@ from pathlib import Path
 from mlferry_spool.dump import dump_segment
 kinds = [line["kind"] for path in sorted(Path(sys.argv[1]).rglob("*.seg")) for line in dump_segment(path) if "kind" in line]
 print("RESULT" + json.dumps(kinds))
+"""
+
+#: Whether the hot path is the one in C.
+COMPILED_PROGRAM = """
+import json
+from mlferry_spool.appender import IS_COMPILED
+print("RESULT" + json.dumps(["compiled"] if IS_COMPILED else []))
 """
 
 #: Names that are directories of the repository and must never become importable.
@@ -121,9 +129,10 @@ def environment(environment_of: Callable[[str], Environment]) -> Environment:
     return environment_of(sys.executable)
 
 
-def _succeed(*command: str | Path) -> None:
+def _succeed(*command: str | Path, **environ: str) -> None:
     """Run a command away from the checkout, whose build/ or .venv must not be what makes it work."""
-    done = subprocess.run([str(part) for part in command], cwd="/", capture_output=True, text=True, timeout=280)
+    words, env = [str(part) for part in command], {**os.environ, **environ}
+    done = subprocess.run(words, cwd="/", env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -201,6 +210,27 @@ def test_a_wheel_of_the_checkout_is_the_wheel_of_the_sdist(built: Built, tmp_pat
     assert wheel.read_bytes() == built.wheel.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "environ", [{"CC": "no-compiler-here"}, {"MLFERRY_PURE_PYTHON": "1"}], ids=lambda one: next(iter(one))
+)
+def test_without_a_compiler_or_when_it_is_not_wanted_the_wheel_is_python_alone(
+    built: Built, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    pytest.importorskip("hatchling")
+    words = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, REPOSITORY]
+    _succeed(*words, **environ)
+    [wheel] = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as python, zipfile.ZipFile(built.wheel) as compiled:
+        more = set(compiled.namelist()) - set(python.namelist())
+        assert set(python.namelist()) <= set(compiled.namelist())
+    assert more == ({"mlferry_spool/_appender.abi3.so"} if _has_compiler() else set())
+
+
+def _has_compiler() -> bool:
+    return shutil.which("cc") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+
+
 def test_no_directory_of_the_repository_becomes_importable(environment: Environment) -> None:
     assert environment.run(ROOTS_PROGRAM) == []
 
@@ -232,6 +262,7 @@ def test_a_first_program_leaves_its_run_in_the_spool(
     if python is None:
         pytest.skip(f"no Python {version} on this machine")
     environment = environment_of(python)
+    assert environment.run(COMPILED_PROGRAM) == (["compiled"] if _has_compiler() else [])
     environment.run(FIRST_PROGRAM, MLFERRY_DIR=str(tmp_path / "spool"))
     kinds = environment.run(SECOND_PROGRAM, tmp_path / "spool")
     assert [kinds.count(kind) for kind in ("open", "params", "metrics", "artifact", "run_end")] == [1, 1, 3, 1, 1]

@@ -50,7 +50,7 @@ class Environment:
         self._run("uv", "venv", "--quiet", "--python", python, folder)
 
     def install(self, extra: str) -> None:
-        [wheel] = (REPOSITORY / "dist").glob("mlferry-*.whl")
+        [wheel] = (REPOSITORY / "dist").glob("mlferry-*-manylinux*.whl")
         target = ["--python", self._folder / "bin/python"]
         self._run("uv", "pip", "install", "--quiet", *target, f"mlferry{extra} @ {wheel.as_uri()}")
 

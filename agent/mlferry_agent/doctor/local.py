@@ -17,6 +17,7 @@ from mlferry_agent.errors import LedgerUnusable
 from mlferry_agent.filesystems import file_system, is_local
 from mlferry_agent.ledger import Ledger
 from mlferry_agent.views.words import bytes_said
+from mlferry_spool.appender import IS_COMPILED
 from mlferry_spool.layout import new_run_directory, store_directory
 from mlferry_spool.trust import check_root
 
@@ -46,8 +47,8 @@ def local_checks(config: Config) -> Iterator[Check]:
 
 
 def software() -> Check:
-    """Versions, and whether MLflow code can log here."""
-    said = f"mlferry {version('mlferry')}"
+    """Versions, whether the hot path is compiled, and whether MLflow code can log here."""
+    said = f"mlferry {version('mlferry')} ({'compiled' if IS_COMPILED else 'Python alone'})"
     if importlib.util.find_spec("mlflow") is None:
         return note("software", f"{said}, without MLflow", "MLflow code needs it to log: pip install 'mlferry[mlflow]'")
     try:
