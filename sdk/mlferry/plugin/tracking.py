@@ -12,6 +12,7 @@ from mlflow.store.tracking.abstract_store import AbstractStore
 
 from mlferry.plugin import uri, versions
 from mlferry.plugin.journal import journal_for
+from mlferry.plugin.spark import search_once_a_second
 from mlferry.plugin.trace_queries import TraceQueries, ask_sql
 
 __all__ = ["SpoolTrackingStore"]
@@ -27,6 +28,7 @@ class SpoolTrackingStore(TraceQueries, AbstractStore):  # type: ignore[misc]  # 
     def __init__(self, store_uri: str | None = None, artifact_root_uri: str | None = None) -> None:
         AbstractStore.__init__(self)
         TraceQueries.__init__(self)
+        search_once_a_second()
         self.root = uri.root_of(store_uri or "spool:")
         self.journal = journal_for(self.root)
         self.catalogue = self.journal.catalogue
