@@ -45,7 +45,7 @@ class CompiledAppender(BuildHookInterface):  # type: ignore[type-arg]
 
 
 def _is_wanted() -> bool:
-    is_off = os.environ.get("MLFERRY_PURE_PYTHON", "0") not in ("", "0")
+    is_off = os.environ.get("MLFERRY_PURE_PYTHON", "").lower() in ("true", "1")
     return sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED") and not is_off
 
 

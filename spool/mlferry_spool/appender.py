@@ -169,7 +169,7 @@ if TYPE_CHECKING:
     Appender = PythonAppender
 else:
     try:
-        if os.environ.get("MLFERRY_PURE_PYTHON", "0") not in ("", "0"):
+        if os.environ.get("MLFERRY_PURE_PYTHON", "").lower() in ("true", "1"):
             raise ImportError("MLFERRY_PURE_PYTHON is set")
         from mlferry_spool import _appender
 

@@ -113,11 +113,24 @@ def test_it_is_compiled_where_there_is_a_compiler() -> None:
     assert appender.IS_COMPILED
 
 
-def test_it_stays_in_python_where_that_is_asked_for() -> None:
+@pytest.mark.parametrize("said", ["1", "true", "TRUE"])
+def test_it_stays_in_python_where_that_is_asked_for(said: str) -> None:
+    assert is_compiled(said) == "False\n"
+
+
+@compiled
+@pytest.mark.parametrize("said", ["", "0", "false"])
+def test_it_is_compiled_where_python_is_not_asked_for(said: str) -> None:
+    assert is_compiled(said) == "True\n"
+
+
+def is_compiled(said: str) -> str:
+    """What a process with this ``MLFERRY_PURE_PYTHON`` says."""
     program = "from mlferry_spool.appender import IS_COMPILED; print(IS_COMPILED)"
-    environ = {**os.environ, "MLFERRY_PURE_PYTHON": "1"}
-    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    environ = {**os.environ, "MLFERRY_PURE_PYTHON": said}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+    ).stdout
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
