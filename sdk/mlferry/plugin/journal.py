@@ -134,6 +134,10 @@ class Journal:
         with self._lock:
             return self._remember(run_id, known)
 
+    def remembered(self, run_id: str) -> Known | None:
+        """As ``known``, of a run that this process has written to; None if that has to be read."""
+        return self._known.get(run_id)
+
     def _remember(self, run_id: str, known: Known) -> Known:
         self._known[run_id] = known
         while len(self._known) > _MOST_KNOWN:

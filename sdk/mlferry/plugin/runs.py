@@ -40,7 +40,7 @@ from mlflow.utils.validation import (
     _validate_tag,
 )
 
-from mlferry.plugin import entities, versions
+from mlferry.plugin import entities, points, versions
 from mlferry.plugin.entry import RESERVED
 from mlferry.plugin.journal import Journal, Known
 from mlferry.plugin.prompts import LINKED_PROMPTS, with_uids
@@ -215,30 +215,33 @@ class RunWrites(Reads):
     # -- metrics -------------------------------------------------------------------------------------------------------
 
     def log_metric(self, run_id: str, metric: Metric) -> None:
+        if self._log_plain(run_id, [metric]):
+            return
         _validate_metric(metric.key, metric.value, metric.timestamp, metric.step)
         _check_64_bits([metric])
+        self._remember([metric])
         self._writable(run_id)
         self._put_metrics(run_id, [metric])
 
-    def _put_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
-        """Points of one time, step and links go in one record; two of one name do not."""
-        group: dict[str, float] = {}
-        head: tuple[Any, ...] | None = None
-        for metric in metrics:
-            place = (metric.timestamp, metric.step or 0, metric.model_id, metric.dataset_name, metric.dataset_digest)
-            key = metric.key
-            if place != head or key in group:
-                if head is not None:
-                    self._put_group(run_id, head, group)
-                head, group = place, {}
-            group[key] = float(metric.value)
-        if head is not None:
-            self._put_group(run_id, head, group)
+    def _log_plain(self, run_id: str, metrics: Sequence[Metric]) -> bool:
+        """Write a batch that needs no closer look, to a run that this process has written to before; False: it does."""
+        known = self.journal.remembered(run_id)
+        if known is None or known.deleted:
+            return False
+        fields = points.plain(metrics, self._good_names)
+        if fields is None:
+            return False
+        self.journal.append(run_id, _METRICS, fields)
+        return True
 
-    def _put_group(self, run_id: str, head: tuple[Any, ...], group: dict[str, float]) -> None:
-        timestamp, step, *links = head
-        fields = (int(timestamp), int(step), group)
-        self.journal.append(run_id, _METRICS, (*fields, *links) if any(links) else fields)
+    def _put_metrics(self, run_id: str, metrics: Iterable[Metric]) -> None:
+        for fields in points.records(metrics):
+            self.journal.append(run_id, _METRICS, fields)
+
+    def _remember(self, metrics: Iterable[Metric]) -> None:
+        if len(self._good_names) > _MAX_NAMES:
+            self._good_names.clear()
+        self._good_names.update(metric.key for metric in metrics)
 
     # -- params and tags -----------------------------------------------------------------------------------------------
 
@@ -308,13 +311,14 @@ class RunWrites(Reads):
     def log_batch(
         self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
     ) -> None:
+        if not params and not tags and params is not None and tags is not None and self._log_plain(run_id, metrics):
+            return
         _validate_run_id(run_id)
-        if params or tags or params is None or tags is None or not self._all_good(metrics):
-            metrics, params, tags = _validate_batch_log_data(metrics, params, tags)
-            _validate_batch_log_limits(metrics, params, tags)
-            _validate_param_keys_unique(params)
-            _check_64_bits(metrics)
-            self._remember(metrics)
+        metrics, params, tags = _validate_batch_log_data(metrics, params, tags)
+        _validate_batch_log_limits(metrics, params, tags)
+        _validate_param_keys_unique(params)
+        _check_64_bits(metrics)
+        self._remember(metrics)
         known = self._writable(run_id)
         if params:
             _check_values(params)
@@ -323,28 +327,6 @@ class RunWrites(Reads):
         self._put_metrics(run_id, metrics)
         if tags:
             self._set_tags(run_id, tags)
-
-    def _all_good(self, metrics: Sequence[Metric]) -> bool:
-        """Whether MLflow's validators would find nothing, told from types and from names that they have passed before."""
-        if not isinstance(metrics, (list, tuple)) or len(metrics) > 1000:
-            return False
-        names = self._good_names
-        for metric in metrics:
-            if not (
-                metric.key in names
-                and type(metric.value) is float
-                and type(metric.timestamp) is int
-                and type(metric.step) is int
-                and 0 <= metric.timestamp < 1 << 63
-                and -(1 << 63) <= metric.step < 1 << 63
-            ):
-                return False
-        return True
-
-    def _remember(self, metrics: Iterable[Metric]) -> None:
-        if len(self._good_names) > _MAX_NAMES:
-            self._good_names.clear()
-        self._good_names.update(metric.key for metric in metrics)
 
     def log_batch_async(
         self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
