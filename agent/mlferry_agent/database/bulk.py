@@ -6,9 +6,9 @@ there already, which is rare, as only what is new is written: then it goes into 
 new of it moves on.
 
 Half of such a COPY's time is the foreign key's: for each row PostgreSQL looks whether its run is there, and locks it so that
-it stays. All rows of a COPY are of one run, so where the user may switch triggers off (a superuser, or one who was granted
-SET ON PARAMETER session_replication_role) this is done once for all of them, by the very query that PostgreSQL asks, in the
-same transaction. Not where the table has triggers or constraints besides MLflow's own, which are none of ours to pass over.
+it stays. The rows of a COPY are of one run or a few, so where the user may switch triggers off (a superuser, or one who was
+granted SET ON PARAMETER session_replication_role) this is done once for each run, as PostgreSQL itself asks it, in the same
+transaction. Not where the table has triggers or constraints besides MLflow's own, which are none of ours to pass over.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SELECT NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'metrics'::regclass AN
    AND (SELECT array_agg(pg_get_constraintdef(oid)) FROM pg_constraint
         WHERE conrelid = 'metrics'::regclass AND contype = 'f') = ARRAY['FOREIGN KEY (run_uuid) REFERENCES runs(run_uuid)']
 """
-_ITS_RUN = "SELECT 1 FROM runs WHERE run_uuid = %s FOR KEY SHARE"
+_ITS_RUN = "SELECT 1 FROM runs WHERE run_uuid = ANY(%s) FOR KEY SHARE"
 _PASS_TRIGGERS = "SET LOCAL session_replication_role TO replica"
 _HEED_TRIGGERS = "SET LOCAL session_replication_role TO DEFAULT"
 
@@ -68,13 +68,14 @@ def _insert_points(driver: Any, rows: list[PointRow]) -> int:
 
 def _copy_points(connection: Any, rows: list[PointRow], surely_new: bool) -> int:
     driver = connection.connection.driver_connection
-    run_id = rows[0][3] if len(rows) >= _MANY and _may_pass_triggers(connection) else None
+    is_worth_it = len(rows) >= _MANY and _may_pass_triggers(connection)
+    run_ids = sorted({row[3] for row in rows}) if is_worth_it else []
     if surely_new:  # two statements less, of the twenty that a small run takes
-        _copy_of_a_run(driver, rows, run_id)
+        _copy_of_runs(driver, rows, run_ids)
         return len(rows)
     try:
         with connection.begin_nested():
-            _copy_of_a_run(driver, rows, run_id)
+            _copy_of_runs(driver, rows, run_ids)
         return len(rows)
     except connection.dialect.loaded_dbapi.IntegrityError:
         pass  # some of them are there
@@ -86,16 +87,16 @@ def _copy_points(connection: Any, rows: list[PointRow], surely_new: bool) -> int
     return int(new)
 
 
-def _copy_of_a_run(driver: Any, rows: list[PointRow], run_id: str | None) -> None:
-    """COPY into the table of points; with a ``run_id``, of which all of them are, its run is looked for once."""
+def _copy_of_runs(driver: Any, rows: list[PointRow], run_ids: list[str]) -> None:
+    """COPY into the table of points; with ``run_ids``, of which all of them are, their runs are looked for once."""
     with driver.cursor() as cursor:
-        if run_id is not None:
-            cursor.execute(_ITS_RUN, (run_id,))
-            run_id = run_id if cursor.fetchone() else None
-        if run_id is not None:
+        if run_ids:
+            cursor.execute(_ITS_RUN, (run_ids,))
+            run_ids = run_ids if len(cursor.fetchall()) == len(run_ids) else []
+        if run_ids:
             cursor.execute(_PASS_TRIGGERS)
         _copy(cursor, "metrics", rows)
-        if run_id is not None:
+        if run_ids:
             cursor.execute(_HEED_TRIGGERS)
 
 

@@ -8,6 +8,7 @@ begins none before a read, and so lets two writers meet half-way.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import time
@@ -114,6 +115,7 @@ class Database:
         if self._connection is not None:
             self._connection.close()
         self.engine.dispose()
+        gc.unfreeze()
 
 
 def open_database(uri: str, artifact_root: str | None = None) -> Database:
@@ -128,6 +130,7 @@ def open_database(uri: str, artifact_root: str | None = None) -> Database:
     """
     url, shown = _address(uri)
     store_class, registry_class, utils = _mlflow()
+    gc.freeze()  # what MLflow's import has made stays: to walk it with each collection takes longer than small runs
     from sqlalchemy.exc import SQLAlchemyError
 
     try:

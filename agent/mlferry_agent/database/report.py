@@ -51,8 +51,10 @@ class Report:
 
     def add(self, other: Report) -> None:
         """Take over what was counted elsewhere, once it is true."""
-        for name in ("records", "rows", "there"):
+        for name in ("runs", "records", "rows", "there"):
             getattr(self, name).update(getattr(other, name))
+        self.going_on += other.going_on
+        self.lost += other.lost
 
     @property
     def exit_code(self) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 from mlferry_agent.database.points import LatestRow
 from mlferry_agent.limits import MAX_PARAM_VALUE_LENGTH, MAX_TAG_VALUE_LENGTH
 from mlferry_agent.rewriting import Ids, rewrite, rewrite_tag
-from mlferry_spool.records import Dataset
+from mlferry_spool.records import Dataset, Open
 
-__all__ = ["TooLong", "cut", "dataset_row", "latest_rows", "pair_rows", "tag_rows"]
+__all__ = ["TooLong", "cut", "dataset_row", "first_row", "latest_rows", "pair_rows", "tag_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,24 @@ def cut(values: Mapping[str, str], limit: int) -> tuple[dict[str, str], list[Too
     reason = f"it has more than the {limit} characters that MLflow takes"
     refused = [TooLong(key, reason) for key, value in values.items() if len(value) > limit]
     return {key: value for key, value in values.items() if len(value) <= limit}, refused
+
+
+def first_row(run_id: str, name: str, opening: Open, experiment_id: int, artifact_uri: str) -> dict[str, Any]:
+    """A row of ``runs``, of one that goes on."""
+    return {
+        "run_uuid": run_id,
+        "name": name,
+        "artifact_uri": artifact_uri,
+        "experiment_id": experiment_id,
+        "source_type": "UNKNOWN",
+        "source_name": "",
+        "entry_point_name": "",
+        "source_version": "",
+        "user_id": opening.user,
+        "status": "RUNNING",
+        "start_time": opening.start_time or opening.opened,
+        "lifecycle_stage": "active",
+    }
 
 
 def pair_rows(run_id: str, values: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ The order of things. All that a run's logs hold is written in one transaction: i
 they were folded to, and the mark up to which place the logs were read. A run without files gets its end in it too, so it is
 there as a whole or not at all. Files are copied after that, beside no transaction that others would wait for, and the end
 comes last, in a second one: a run that says FINISHED has everything. Whatever dies in between, importing again goes on.
+A new run that is no more than params, tags and points is written together with others like it (``batches``).
 
 Whose run it is. A run of this id that carries our tag is one that an earlier import made. One without it is adopted only if
 it was reserved for the job (its logs resume it), as in delivery: a bundle may be a stranger's, and an id is no proof.
@@ -11,13 +12,13 @@ it was reserved for the job (its logs resume it), as in delivery: a bundle may b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlferry_agent.closing import verdict
 from mlferry_agent.config import OnDeleted
+from mlferry_agent.database.batches import Batch, NewRun
 from mlferry_agent.database.bulk import add_points, insert_new, upsert
 from mlferry_agent.database.files import Artifacts, Source
 from mlferry_agent.database.gathering import Gathered
@@ -29,7 +30,8 @@ from mlferry_agent.database.places import Place, Places
 from mlferry_agent.database.points import ModelRow, Points
 from mlferry_agent.database.reading import WriterLog
 from mlferry_agent.database.report import Report
-from mlferry_agent.database.rows import TooLong, latest_rows, pair_rows, param_rows, tag_rows
+from mlferry_agent.database.rows import TooLong, first_row, latest_rows, pair_rows, param_rows, tag_rows
+from mlferry_agent.database.standing import REPORT_TAGS, Standing
 from mlferry_agent.discovery import RunLog
 from mlferry_agent.errors import RecordRefused, RunParked
 from mlferry_agent.feeds import resolved
@@ -50,15 +52,14 @@ _NAME_TAG, _PARENT_TAG = "mlflow.runName", "mlflow.parentRunId"
 
 _NAME_COLUMN = 250
 
-#: Tags that tell what is missing.
-_REPORT_TAGS = ("mlferry.dropped", "mlferry.lost", "mlferry.quarantined")
-
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the import of every run needs."""
+    """What the import of every run needs. ``known``: those of the runs to come that the database had when it began."""
 
     database: Database
+    batch: Batch
+    known: frozenset[str]
     places: Places
     artifacts: Artifacts
     models: LoggedModels
@@ -92,24 +93,31 @@ class RunImport:
         self._logs: list[WriterLog] = []
         self._done = Report()
         self._asides = 0
+        self._given_name: str | None = None
         self._mark = RunMark()
         self._is_first = self._has_points = False
         self._model_points: dict[tuple[Any, ...], float] = {}
 
-    def carry(self) -> None:
-        """Import what is new of the run; what cannot be is set aside. Raises BadDatabase."""
+    def carry(self, *, alone: bool = False) -> None:
+        """Import what is new of the run; what cannot be is set aside. Raises BadDatabase.
+
+        Args:
+            alone: not in the batch, even if it could be.
+        """
         try:
             self._logs = [WriterLog(directory, self._around.terms) for directory in self._run.writers()]
             opening = self._open()
-            with self._database.transaction() as connection:
-                row = self._row(connection)
+            row = None
+            if alone or self._run.run_id in self._around.known:
+                with self._database.transaction() as connection:
+                    row = self._row(connection)
             self._admit(opening, row)
             if row is not None and self._is_there(row):
                 self._report.runs["there"] += 1
                 self._report.records["there"] += self._mark.records
                 return
             place = self._places.of_run(opening, None if row is None else row.experiment_id)
-            self._write(opening, place, row)
+            self._write(opening, place, row, alone=alone)
         except _GivenUp:
             self._report.runs["dropped"] += 1
         except (RunParked, RecordRefused) as error:
@@ -168,14 +176,22 @@ class RunImport:
 
     # -- writing --------------------------------------------------------------------------------------------------------
 
-    def _write(self, opening: Open, place: Place, row: _Row | None) -> None:
+    def _write(self, opening: Open, place: Place, row: _Row | None, *, alone: bool) -> None:
         uri = row.artifact_uri if row is not None else f"{place.location.rstrip('/')}/{self._run.run_id}/artifacts"
         self._places.run_artifacts[self._run.run_id] = uri
         self._is_first = row is None
+        parts = self._read()
+        is_whole = next(parts)
+        new = self._as_new(opening, place, uri) if is_whole and self._is_first and not alone else None
+        if new is not None:
+            self._around.batch.add(new)
+            return
         with self._database.transaction() as connection:
             if row is None:
                 self._create(connection, opening, place, uri)
-            self._read(connection, place)
+            self._flush(connection, place)
+            for _ in parts:
+                self._flush(connection, place)
             if row is not None and row.lifecycle == "deleted":
                 self._revive(connection, place)
             self._write_state(connection, place)
@@ -191,6 +207,33 @@ class RunImport:
             with self._database.transaction() as connection:
                 self._end(connection, place)
         self._report.runs["new" if row is None else "grown"] += 1
+
+    def _as_new(self, opening: Open, place: Place, uri: str) -> NewRun | None:
+        """All rows of a run that is new, where nothing of it needs a look into the database; else None."""
+        state, run_id = self._gathered.state, self._run.run_id
+        apart = (state.models, state.datasets, state.input_models, state.outputs, self._points.model_rows)
+        params, long_params = param_rows(run_id, state.params.values())
+        changes = state.tags.since(self._is_new)
+        rows, long_tags = tag_rows(run_id, changes.values(), self._places.ids)
+        if self._asides or self._has_files() or any(apart) or long_params or long_tags:
+            return None
+        tags = self._first_tags(opening) | {row["key"]: row["value"] for row in rows}
+        tags = {key: value for key, value in tags.items() if key not in (*changes.gone(), *REPORT_TAGS, MARK_TAG)}
+        row = self._first_row(opening, place, uri) | {"end_time": None, "deleted_time": None} | self._ending(place)
+        if state.name.value and state.name.place.writer:
+            row["name"] = self._fitting(state.name.value)
+        self._count_end(self._done)
+        self._done.runs["new"] += 1
+        self._done.rows["params"] += len(params)
+        latest = list(latest_rows(run_id, self._points.latest))
+        tags |= self._last_tags()
+        return NewRun(self._run, row, tags, params, latest, self._points.take()[0], self._done)
+
+    def _last_tags(self) -> dict[str, str]:
+        standing = self._standing()
+        tags = {name: str(count) for name, count in standing.counts().items() if count}
+        mark = standing.mark(is_over=not standing.lives)
+        return tags if mark is None else {**tags, MARK_TAG: mark}
 
     def _revive(self, connection: Any, place: Place) -> None:
         """What becomes of a run that is deleted in the database, unless the spool itself has said so. Raises RunParked: a
@@ -209,65 +252,57 @@ class RunImport:
         return held.value == "active" and held.place.offset >= 0
 
     def _create(self, connection: Any, opening: Open, place: Place, uri: str) -> None:
-        from mlflow.utils.name_utils import _generate_random_name
-
-        name = opening.run_name or _generate_random_name()
-        row = {
-            "run_uuid": self._run.run_id,
-            "name": self._fitting(name),
-            "artifact_uri": uri,
-            "experiment_id": place.experiment_id,
-            "source_type": "UNKNOWN",
-            "source_name": "",
-            "entry_point_name": "",
-            "source_version": "",
-            "user_id": opening.user,
-            "status": "RUNNING",
-            "start_time": opening.start_time or opening.opened,
-            "lifecycle_stage": "active",
-        }
         tables = self._database.tables
-        connection.execute(tables.runs.insert(), row)
-        tags = {RUN_ID_TAG: self._run.run_id, _NAME_TAG: name[:8000]}
+        connection.execute(tables.runs.insert(), self._first_row(opening, place, uri))
+        connection.execute(tables.tags.insert(), pair_rows(self._run.run_id, self._first_tags(opening)))
+
+    def _first_row(self, opening: Open, place: Place, uri: str) -> dict[str, Any]:
+        return first_row(self._run.run_id, self._fitting(self._name(opening)), opening, place.experiment_id, uri)
+
+    def _first_tags(self, opening: Open) -> dict[str, str]:
+        tags = {RUN_ID_TAG: self._run.run_id, _NAME_TAG: self._name(opening)[:8000]}
         if opening.parent_run_id is not None:
             tags[_PARENT_TAG] = self._places.run(opening.parent_run_id)
-        connection.execute(tables.tags.insert(), pair_rows(self._run.run_id, tags))
+        return tags
+
+    def _name(self, opening: Open) -> str:
+        from mlflow.utils.name_utils import _generate_random_name
+
+        self._given_name = self._given_name or opening.run_name or _generate_random_name()
+        return self._given_name
 
     def _fitting(self, name: str) -> str:
         return name[:_NAME_COLUMN] if self._database.kind == "postgresql" else name
 
-    def _read(self, connection: Any, place: Place) -> None:
-        """Read every log, and write points as they come."""
+    def _read(self) -> Iterator[bool]:
+        """Read every log; whenever there are as many points as are kept in memory, and at the end: whether that is all."""
         for log in self._logs:
             since = self._mark.cursor(log.name).offset
             for offset, record in log.read():
                 self._done.records["new" if offset >= since else "there"] += 1
-                if isinstance(record, (Metrics, Series)):
-                    self._add_points(connection, place, record, is_new=offset >= since)
-                else:
+                if not isinstance(record, (Metrics, Series)):
                     self._gathered.add(log.name, offset, resolved(record, log.directory.parent))
+                elif offset >= since:
+                    yield from self._add_points(record)
             for _, what, name, reason in log.aside:
                 self._refuse(what, name, reason)
             if log.trouble is not None:
                 self._refuse("log", log.name, log.trouble)
-        self._flush(connection, place)
+        yield True
 
-    def _add_points(self, connection: Any, place: Place, record: Metrics | Series, *, is_new: bool) -> None:
-        if not is_new:
-            return
-
-        def refuse(name: str, reason: str) -> None:
-            self._refuse("metric", name, reason)
-
+    def _add_points(self, record: Metrics | Series) -> Iterator[bool]:
         if isinstance(record, Metrics):
-            self._points.add(record, refuse)
+            self._points.add(record, self._refuse_metric)
             if len(self._points) >= _MOST_POINTS:
-                self._flush(connection, place)
+                yield False
             return
         for part in record.parts(_MOST_POINTS):
-            self._points.add_series(part, refuse)
+            self._points.add_series(part, self._refuse_metric)
             if len(self._points) >= _MOST_POINTS:
-                self._flush(connection, place)
+                yield False
+
+    def _refuse_metric(self, name: str, reason: str) -> None:
+        self._refuse("metric", name, reason)
 
     def _flush(self, connection: Any, place: Place) -> None:
         rows, model_rows = self._points.take()
@@ -414,7 +449,14 @@ class RunImport:
     def _end(self, connection: Any, place: Place) -> None:
         """Say how the run stands, and up to which place it was imported."""
         self._finish_models(connection, place)
-        status, end_time = self._standing()
+        self._set_run(connection, **self._ending(place))
+        self._count_end(self._report)
+        self._put_report(connection)
+        self._put_mark(connection, is_over=not self._standing().lives and not self._asides)
+
+    def _ending(self, place: Place) -> dict[str, Any]:
+        """What the row of a run says of its end."""
+        status, end_time = self._standing().end()
         end_time = end_time if end_time is not None else self._gathered.end_time
         told: dict[str, Any] = {"status": status}
         if end_time is not None:
@@ -422,34 +464,26 @@ class RunImport:
         state = self._gathered.state
         if state.lifecycle.value == "deleted" or place.is_deleted:
             told |= {"lifecycle_stage": "deleted", "deleted_time": state.deleted_at or end_time}
-        self._set_run(connection, **told)
-        self._put_report(connection)
-        lives = any(log.lives or log.stuck for log in self._logs)
-        if lives:
-            self._report.going_on.append(self._run.run_id)
-        self._put_mark(connection, is_over=not lives and not self._asides)
+        return told
 
-    def _standing(self) -> tuple[str, int | None]:
-        """MLflow's status and the end time. A run with a log that only a newer mlferry can read is not over."""
-        if any(log.stuck or (log.opening is None and log.lives) for log in self._logs):
-            return "RUNNING", None
-        stands = verdict([facts for log in self._logs if (facts := log.facts()) is not None])
-        return stands.status, stands.end_time
+    def _count_end(self, report: Report) -> None:
+        standing = self._standing()
+        report.lost += standing.missing
+        if standing.lives:
+            report.going_on.append(self._run.run_id)
+
+    def _standing(self) -> Standing:
+        return Standing(self._logs, self._asides)
 
     def _put_report(self, connection: Any) -> None:
-        """Tags that tell what is missing of the run, as delivery sets them."""
-        dropped, lost = sum(log.dropped for log in self._logs), sum(log.lost for log in self._logs)
-        self._report.lost += dropped + lost
-        counts = dict(zip(_REPORT_TAGS, (dropped, lost, self._asides), strict=True))
+        counts = self._standing().counts()
         rows = pair_rows(self._run.run_id, {name: str(count) for name, count in counts.items() if count})
         told = self._gathered.state.tags.values() if self._is_first else counts
         self._delete_tags(connection, [name for name, count in counts.items() if not count and name in told])
         upsert(connection, self._database.tables.tags, rows)
 
     def _put_mark(self, connection: Any, *, is_over: bool) -> None:
-        # What was set aside is looked at, and told, each time.
-        cursors = {} if self._asides else {log.name: log.cursor for log in self._logs}
-        told = RunMark(cursors, is_over=is_over, records=sum(log.records for log in self._logs)).encoded()
+        told = self._standing().mark(is_over=is_over)
         if told is None:
             self._delete_tags(connection, [MARK_TAG])
         else:

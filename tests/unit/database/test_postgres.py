@@ -144,9 +144,29 @@ def test_what_the_owner_has_changed_on_the_table_is_not_passed_over(metrics_conn
 
 
 def test_points_of_a_run_that_is_not_there_are_refused_though_it_is_looked_for_once(metrics_connection: Any) -> None:
-    rows = [("loss", T0, step, "0" * 32, 1.0, False) for step in range(2_000)]
+    [(there,)] = metrics_connection.exec_driver_sql("SELECT run_uuid FROM runs").fetchall()
+    rows = [("other", T0, step, run_id, 1.0, False) for step in range(2_000) for run_id in (there, "0" * 32)]
     with pytest.raises(metrics_connection.dialect.loaded_dbapi.IntegrityError):
         bulk.add_points(metrics_connection, rows, surely_new=True)
+
+
+@pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg"])
+def test_small_runs_are_written_together(cluster: postgres.Postgres, tmp_path: Path, driver: str) -> None:
+    name = f"together {zlib.crc32(driver.encode())}"
+    cluster.create(name)
+    runs = [SpooledRun(tmp_path / "spool", "sweep") for _ in range(30)]
+    for number, run in enumerate(runs):
+        run.params({"lr": f"{number}"})
+        run.series(records.Series("loss", b"\0" * 8 * 50, (0, 1), (T0, 1)))
+        run.end()
+    config = load({"HOME": str(tmp_path)}, {"dir": tmp_path / "spool", "state_dir": tmp_path / "state"})
+    told = import_into(config, cluster.uri(name, driver), discover(config.dir))
+    assert (told.exit_code, told.runs, told.rows["metric points"]) == (0, {"new": 30}, 1_500)
+    stored = cluster.sql(name, "SELECT run_uuid, count(*) FROM metrics GROUP BY run_uuid")
+    assert sorted(stored) == sorted((run.run_id, "50") for run in runs)
+    assert len(cluster.sql(name, "SELECT 1 FROM runs WHERE status = 'FINISHED'")) == 30
+    again = import_into(config, cluster.uri(name, driver), discover(config.dir))
+    assert (again.exit_code, again.runs) == (0, {"there": 30})
 
 
 def test_a_run_with_many_points_can_not_be_deleted_before_they_are_settled(
