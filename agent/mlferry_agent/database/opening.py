@@ -270,6 +270,16 @@ def _engine(uri: str, kind: str, utils: Any) -> Any:
     engine = utils.create_sqlalchemy_engine(uri)
     if kind != "sqlite":
         engine.dialect.use_insertmanyvalues_wo_returning = True  # as with psycopg2: many rows are one statement
+
+        @event.listens_for(engine, "connect")
+        def _encoded(connection: Any, _record: Any) -> None:  # whatever PGCLIENTENCODING says
+            if hasattr(connection, "set_client_encoding"):  # psycopg2, which does not hear of the statement
+                connection.set_client_encoding("UTF8")
+                return
+            with connection.cursor() as cursor:
+                cursor.execute("SET client_encoding TO 'UTF8'")
+            connection.commit()
+
         return engine
 
     @event.listens_for(engine, "connect")

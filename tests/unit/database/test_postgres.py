@@ -195,3 +195,21 @@ def test_a_user_who_may_not_switch_triggers_off_imports_all_the_same(
         assert not bulk._may_pass_triggers(connection)
         assert connection.exec_driver_sql("SELECT count(*) FROM metrics").scalar() == 2_000
     engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+psycopg2"])
+def test_names_arrive_whatever_the_environment_says_of_their_encoding(
+    cluster: postgres.Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str
+) -> None:
+    name = f"latin {zlib.crc32(driver.encode())}"
+    cluster.create(name)
+    run = SpooledRun(tmp_path / "spool", "birds")
+    run.metrics(1, {"gr\u00f6\u00dfe": 1.5})
+    run.params({"stra\u00dfe": "\u20ac"})
+    run.end()
+    config = load({"HOME": str(tmp_path)}, {"dir": tmp_path / "spool", "state_dir": tmp_path / "state"})
+    with monkeypatch.context() as patch:
+        patch.setenv("PGCLIENTENCODING", "LATIN1")
+        assert import_into(config, cluster.uri(name, driver), discover(config.dir)).exit_code == 0
+    assert cluster.sql(name, "SELECT key, value FROM metrics") == [("gr\u00f6\u00dfe", "1.5")]
+    assert cluster.sql(name, "SELECT key, value FROM params") == [("stra\u00dfe", "\u20ac")]
