@@ -84,9 +84,7 @@ def ferry(folder: Path, *words: str, **more: str) -> float:
 
 
 def be_the_lane(bundle: str, uri: str) -> None:
-    """The same as `mlferry import --into`, with the seconds that are not MLflow's import."""
-    from mlflow.store.tracking import sqlalchemy_store as _  # noqa: F401
-
+    """The same as `mlferry import --into`, in the same order, with the seconds that are not MLflow's import."""
     from mlferry_agent.carrying.local import LocalPlace
     from mlferry_agent.config import load
     from mlferry_agent.database.importing import import_into
@@ -96,9 +94,14 @@ def be_the_lane(bundle: str, uri: str) -> None:
     config = load(os.environ, {})
     began = time.monotonic()
     import_bundle(config.dir, [LocalPlace(Path(bundle))])
+    seconds = time.monotonic() - began
+    from mlflow.store.tracking import sqlalchemy_store as _  # noqa: F401
+
+    began = time.monotonic()
     report = import_into(config, uri, discover(config.dir))
     assert report.exit_code == 0, report
-    print(json.dumps({"seconds": time.monotonic() - began, "points": report.rows["metric points"]}))
+    seconds += time.monotonic() - began
+    print(json.dumps({"seconds": seconds, "points": report.rows["metric points"]}))
 
 
 class Sqlite:
