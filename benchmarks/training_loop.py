@@ -10,8 +10,8 @@ whole time and of their usual (median) step; reported are the medians of all pai
 (bootstrap over pairs). ``told apart``: whether the interval of the usual step leaves out zero. ``call``: the usual duration
 of the logging call itself, in the loop, where what it needs is not in the processor's cache.
 
-Conditions: ``nothing`` logs nothing in either, which shows what the method itself makes of noise; ``floor``: pack, crc32 and
-one write of the same values to a plain file; ``local`` disk;
+Conditions: ``nothing`` logs nothing in either, which shows what the method itself makes of noise; ``pack``: the same values
+are packed and checksummed, and written nowhere; ``floor``: that, and one write to a plain file; ``local`` disk;
 ``slow``: each fsync takes 50 ms longer; ``threads``: eight more threads each log 10 metrics every eighth step, and in the
 other blocks only wake up as often; ``single``: ten calls of log_metric instead of one of log_metrics.
 """
@@ -124,6 +124,11 @@ def all_at_once(run: mlferry.Run) -> Log:
     return lambda step, loss: run.log_metrics(dict.fromkeys(KEYS, loss), step)
 
 
+def pack_only(_run: mlferry.Run) -> Log:
+    pack, crc32 = msgpack.Packer(use_bin_type=True).pack, zlib.crc32
+    return lambda step, loss: crc32(pack((time.time_ns() // 1_000_000, step, dict.fromkeys(KEYS, loss))))
+
+
 def least(run: mlferry.Run) -> Log:
     pack, crc32, write = msgpack.Packer(use_bin_type=True).pack, zlib.crc32, os.write
     file = os.open(run.directory / "floor", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -168,6 +173,7 @@ class Others:
 
 CONDITIONS: dict[str, tuple[Callable[[mlferry.Run], Log] | None, type[OsFiles], int]] = {
     "nothing": (None, OsFiles, 0),
+    "pack": (pack_only, OsFiles, 0),
     "floor": (least, OsFiles, 0),
     "local": (all_at_once, OsFiles, 0),
     "slow": (all_at_once, SlowFiles, 0),
@@ -286,6 +292,7 @@ def keep(path: Path, directory: Path, rows: list[dict[str, Any]], steps: int) ->
             "50 ms more for each fsync; threads: eight more threads log 10 values each at every eighth step.",
             "floor: pack, crc32 and one write of the same ten values to a plain file, without mlferry: what a call costs at "
             "least after which a kill loses nothing. In such a loop it finds none of its code and data in the cache.",
+            "pack: the same without the write, so that a kill loses it.",
             "PyTorch on one thread of the CPU; MLFERRY_FSYNC is interval, its default, but each 0.1 s, not each second.",
         ],
     )
