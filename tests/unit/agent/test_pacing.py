@@ -37,6 +37,15 @@ def test_answers_in_good_time_open_a_window_up_to_its_most() -> None:
     assert (here.size, here.whole, here.pause_s(20)) == (4, 4, 0)
 
 
+def test_the_later_an_answer_the_more_a_window_closes_down_to_a_quarter() -> None:
+    sizes = []
+    for took in (1.25, 2.0, 31.0):
+        here = window(size=1.0)
+        here.answered(0, took, 0.1, took)
+        sizes.append(here.size)
+    assert sizes == [0.8, 0.5, 0.25]
+
+
 def test_an_answer_may_take_a_second_or_twice_what_is_usual_but_not_twenty() -> None:
     assert (window(1).limit_s(0.01), window(1).limit_s(1.5), window(1).limit_s(30.0)) == (1.0, 3.0, 4.0)
     assert window(1 / 64).limit_s(30.0) == 20.0
