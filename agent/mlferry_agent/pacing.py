@@ -40,8 +40,8 @@ _LATE_S, _MOST_USUAL_S, _MOST_LATE_S = 1.0, 4.0, 20.0
 _NORM_S = 600.0
 
 #: What a window below one, and above, gains with an answer in good time; what is kept of it, at least, when one is late, and
-#: when a request is refused. How late says how many are too many: a server on SQLite that fifty agents ask at once needs
-#: half a minute for what it else does in a tenth of a second; a window that kept most of itself stayed too large for minutes.
+#: when a request is refused. How late says how many are too many: an SQLite server that fifty agents ask at once needs half
+#: a minute for what it does in a tenth of a second else; a window that kept most of itself stayed too large for minutes.
 _GAIN, _GAIN_ABOVE_ONE = 0.05, 0.5
 _KEPT_WHEN_LATE, _KEPT_WHEN_REFUSED = 0.25, 0.5
 
