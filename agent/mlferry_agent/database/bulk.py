@@ -77,7 +77,7 @@ def _copy_points(connection: Any, rows: list[PointRow], surely_new: bool) -> int
     driver = connection.connection.driver_connection
     is_worth_it = len(rows) >= _MANY and _may_pass_triggers(connection)
     run_ids = sorted({row[3] for row in rows}) if is_worth_it else []
-    if surely_new:  # two statements less, of the twenty that a small run takes
+    if surely_new:  # no savepoint to go back to
         _copy_of_runs(driver, rows, run_ids)
         return len(rows)
     try:

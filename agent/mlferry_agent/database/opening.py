@@ -129,8 +129,18 @@ def open_database(uri: str, artifact_root: str | None = None) -> Database:
         BadDatabase: it is none, cannot be reached, or has the tables of another release of MLflow.
     """
     url, shown = _address(uri)
-    store_class, registry_class, utils = _mlflow()
+    stores = _mlflow()
     gc.freeze()  # what MLflow's import has made stays: to walk it with each collection takes longer than small runs
+    try:
+        return _opened(uri, url, shown, artifact_root, *stores)
+    except BaseException:
+        gc.unfreeze()
+        raise
+
+
+def _opened(
+    uri: str, url: Any, shown: str, artifact_root: str | None, store_class: Any, registry_class: Any, utils: Any
+) -> Database:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:

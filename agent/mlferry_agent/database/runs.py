@@ -212,10 +212,12 @@ class RunImport:
         """All rows of a run that is new, where nothing of it needs a look into the database; else None."""
         state, run_id = self._gathered.state, self._run.run_id
         apart = (state.models, state.datasets, state.input_models, state.outputs, self._points.model_rows)
+        if self._asides or self._has_files() or any(apart):
+            return None
         params, long_params = param_rows(run_id, state.params.values())
         changes = state.tags.since(self._is_new)
         rows, long_tags = tag_rows(run_id, changes.values(), self._places.ids)
-        if self._asides or self._has_files() or any(apart) or long_params or long_tags:
+        if long_params or long_tags:
             return None
         tags = self._first_tags(opening) | {row["key"]: row["value"] for row in rows}
         tags = {key: value for key, value in tags.items() if key not in (*changes.gone(), *REPORT_TAGS, MARK_TAG)}
