@@ -91,10 +91,18 @@ class _Said:
     is_cut: bool = False
 
 
+#: MLflow's pool of connections is exhausted, often for good as long as everybody goes on asking: a batch needs two, and
+#: whoever has one waits for the second. 400, although nothing in the request is to blame.
+_POOL = "QueuePool limit of size"
+_POOL_ADVICE = (
+    "MLflow's pool of database connections is too small (set MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW=120 there): "
+)
+
 # (status, error code or None, endpoint suffix or None, words in the message, verdict)
 _MESSAGES: tuple[tuple[int, str | None, str | None, str, Verdict], ...] = (
     (503, None, None, "--no-serve-artifacts", Verdict.CONFIG),
     (503, None, None, "Artifact serving is", Verdict.CONFIG),
+    (400, "BAD_REQUEST", None, _POOL, Verdict.RETRY),
     (400, "INVALID_PARAMETER_VALUE", None, "must be in the 'active' state", Verdict.GONE),
     (400, None, None, "Artifact path targets workspace", Verdict.CONFIG),
     (400, "", None, "plain HTTP request was sent to HTTPS port", Verdict.CONFIG),
@@ -168,7 +176,8 @@ def classify(request: Request, answer: Answer, *, now_s: float | None = None) ->
         verdict, reason = Verdict.CONFIG, f"redirect to {answer.headers.get('location', 'nowhere')} is not followed"
     else:
         said = _said(answer)
-        verdict, reason = _judge_error(request, answer.status, said), f"{said.code} {said.text}".strip()
+        advice = _POOL_ADVICE if _POOL in said.text else ""
+        verdict, reason = _judge_error(request, answer.status, said), f"{advice}{said.code} {said.text}".strip()
     return Judgement(verdict, printable(f"HTTP {answer.status}: {reason}"), retry_after, answer.status)
 
 

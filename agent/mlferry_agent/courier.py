@@ -27,7 +27,7 @@ from mlferry_agent.answers import Answer, Judgement, Verdict, classify
 from mlferry_agent.errors import GaveUp, Misconfigured, Unreachable
 from mlferry_agent.gate import Gate
 from mlferry_agent.pace import work_of
-from mlferry_agent.pacing import Breaker, Norms, Window
+from mlferry_agent.pacing import HUNG_S, Breaker, Norms, Window
 from mlferry_agent.requests import API, ARTIFACTS, Request
 from mlferry_agent.retry import Attempts, Backoff
 
@@ -290,7 +290,10 @@ class Courier:
         if judgement.verdict is Verdict.CONFIG:
             breaker.failed(began, now, wait_s=_CONFIG_RETRY_S * self._rng.uniform(0.5, 1.0))
         elif judgement.verdict is Verdict.RETRY or (judgement.verdict is Verdict.SUSPECT and judgement.status >= 500):
-            gate.window.refused(began, now)
+            if judgement.status and now - began >= HUNG_S:  # it drowns, and says so
+                gate.window.answered(began, now - began, 0.0, now)
+            else:
+                gate.window.refused(began, now)
             gate.pace.forget()
             breaker.failed(began, now, judgement.retry_after_s)
         else:

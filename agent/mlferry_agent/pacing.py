@@ -27,21 +27,35 @@ from dataclasses import dataclass, field
 
 from mlferry_agent.retry import Backoff
 
-__all__ = ["Breaker", "Norms", "Window"]
+__all__ = ["HUNG_S", "Breaker", "Norms", "Window"]
 
-#: Seconds that an answer may take: this, or twice what the server takes when it is not busy; the more, the smaller the
-#: window; but never so many that requests are given up before they are answered. Twice what is usual counts up to
-#: the second number: who comes late to a crowd takes that for usual.
+#: Seconds that an answer may take: so many times what it takes when the server is not busy, not less than the second number
+#: nor more than the third. MLflow's own server is the reason for so little: it has 15 connections to its database, a batch
+#: needs two, and where more than 15 requests hold one each, all wait for 30 s for the second.
 #: Beyond: the window is closed by a share.
-#: Test: tests/unit/agent/test_pacing.py::test_an_answer_may_take_a_second_or_twice_what_is_usual_but_not_twenty
-_LATE_S, _MOST_USUAL_S, _MOST_LATE_S = 1.0, 4.0, 20.0
+#: Test: tests/unit/agent/test_pacing.py::test_an_answer_may_take_three_times_what_is_usual_within_bounds
+_CROWD, _LEAST_LATE_S, _MOST_CROWD_S = 3.0, 0.1, 0.8
+
+#: A server or a line that is slow by itself is no crowd: an answer may take so many times what is usual, up to the second
+#: number: who comes late to a crowd takes that for usual.
+#: Beyond: as above. The smallest window bears 2.8 times as much, far below what requests are given up after.
+#: Test: tests/unit/agent/test_pacing.py::test_a_slow_server_is_no_crowd_up_to_four_seconds
+_SLOW, _MOST_SLOW_S = 1.5, 4.0
+
+#: The smaller a window, the more delay it bears: by this power of its size. Above one, most of the delay is its own doing:
+#: up to so many seconds, by the root of its size.
+_BORNE, _MOST_ALONE_S = 0.25, 1.0
 
 #: Seconds for which the shortest answer is remembered, at least.
 _NORM_S = 600.0
 
-#: What a window below one, and above, gains with an answer in good time; what is kept of it, at least, when one is late, and
-#: when a request is refused. How late says how many are too many: an SQLite server that fifty agents ask at once needs half
-#: a minute for what it does in a tenth of a second else; a window that kept most of itself stayed too large for minutes.
+#: A window at the beginning: agents that begin together do not know of each other.
+_START = 0.125
+
+#: What a window below one, and above, gains with an answer that comes at once; what is kept of it, at least, when one is
+#: late, and when a request is refused. How late says how many are too many: a server that fifty agents ask at once may
+#: need half a minute for what it does in a tenth of a second else; a window that kept most of itself stayed too large for
+#: minutes.
 _GAIN, _GAIN_ABOVE_ONE = 0.05, 0.5
 _KEPT_WHEN_LATE, _KEPT_WHEN_REFUSED = 0.25, 0.5
 
@@ -58,7 +72,7 @@ _LEAST_WINDOW, _LEAST_WHEN_REFUSED, _MOST_PAUSE_S = 0.015625, 0.125, 60.0
 _MOST_REMEMBERED, _FORGIVEN = 8, 1.0
 
 #: Seconds after which a request that failed had been left hanging.
-_HUNG_S = 10.0
+HUNG_S = 10.0
 
 
 @dataclass(slots=True)
@@ -67,7 +81,7 @@ class Window:
 
     most: int
     rng: random.Random
-    size: float = 1.0
+    size: float = _START
     _closed_at: float = field(default=-math.inf, init=False)
     _next_at: float = field(default=-math.inf, init=False)
 
@@ -82,23 +96,32 @@ class Window:
 
     def limit_s(self, usual_s: float) -> float:
         """Seconds within which an answer is in good time, given what it takes when the server is not busy."""
-        usual = min(2 * usual_s, _MOST_USUAL_S) / math.sqrt(min(self.size, 1.0))
-        return min(max(_LATE_S / math.sqrt(self.size), usual), _MOST_LATE_S)
+        crowd = min(max(_CROWD * usual_s, _LEAST_LATE_S), _MOST_CROWD_S)
+        slow = min(_SLOW * usual_s, _MOST_SLOW_S)
+        if self.size > 1:
+            return max(min(crowd * self.size, _MOST_ALONE_S / math.sqrt(self.size)), slow)
+        return max(crowd, slow) / self.size**_BORNE
 
     def answered(self, began: float, took_s: float, usual_s: float, now: float) -> None:
-        """An answer came, to a request that began then."""
+        """An answer came, to a request that began then. The nearer it is to being late, the less it opens the window."""
         limit = self.limit_s(usual_s)
         if took_s <= limit:
-            self.size = min(float(self.most), self.size + (_GAIN if self.size < 1 else _GAIN_ABOVE_ONE / self.size))
+            gain = _GAIN if self.size < 1 else _GAIN_ABOVE_ONE / self.size
+            self.size = min(float(self.most), self.size + gain * (1 - took_s / limit))
         else:
             self._close(max(_KEPT_WHEN_LATE, limit / took_s), _LEAST_WINDOW, began, now)
-        if self.size < 1:
-            pause = took_s * (1 / self.size - 1) * self.rng.uniform(0.5, 1.5)
-            self._next_at = now + min(pause, _MOST_PAUSE_S)
+        self._rest(min(took_s, limit), now)
 
     def refused(self, began: float, now: float) -> None:
         """No answer came, or one that the server is full."""
         self._close(_KEPT_WHEN_REFUSED, _LEAST_WHEN_REFUSED, began, now)
+
+    def _rest(self, took_s: float, now: float) -> None:
+        """A tenth of a request on its way is a whole one a tenth of the time. A delay beyond what is in good time says how
+        many are too many, not how long a request takes, and makes the pause no longer."""
+        if self.size < 1:
+            pause = took_s * (1 / self.size - 1) * self.rng.uniform(0.5, 1.5)
+            self._next_at = now + min(pause, _MOST_PAUSE_S)
 
     def _close(self, kept: float, least: float, began: float, now: float) -> None:
         """Once for all that went wrong together: what began before it was last closed says nothing new."""
@@ -153,7 +176,7 @@ class Breaker:
         if not is_new and retry_after_s is None:
             return  # it was on its way already when another one failed: that is one failure
         self._level += is_new
-        self.is_open, self.hangs, self._failed_at = True, now - began >= _HUNG_S, now
+        self.is_open, self.hangs, self._failed_at = True, now - began >= HUNG_S, now
         wait = self.backoff.delay_s(math.ceil(self._level), self.rng, retry_after_s) if wait_s is None else wait_s
         self._ready_at = max(self._ready_at, now + wait)
         if retry_after_s is not None:

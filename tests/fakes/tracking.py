@@ -191,6 +191,8 @@ class FakeTracking:
         return said(experiment={"experiment_id": body["experiment_id"], "name": name, "lifecycle_stage": stage})
 
     def _experiments_restore(self, body: dict[str, Any]) -> Answer:
+        if body["experiment_id"] not in self.deleted_experiments:
+            return refusal(404, "RESOURCE_DOES_NOT_EXIST", "No Experiment with id")
         self.deleted_experiments.remove(body["experiment_id"])
         for run in self.runs.values():
             run.deleted = run.deleted and run.experiment_id != body["experiment_id"]

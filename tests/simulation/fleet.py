@@ -16,6 +16,7 @@ import email.utils
 import math
 import random
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
 
@@ -36,6 +37,10 @@ _TIMEOUT_S = 120.0
 _END_S = 4 * 3600.0
 
 _GOOD, _FULL, _TOO_MANY = Answer(200, body=b"{}"), Answer(503, body=b"<html>"), Answer(429, {"retry-after": "1"}, b"")
+_VERSION = Answer(200, body=b"3.17.0")
+_EXHAUSTED = Answer(
+    400, body=b'{"error_code": "BAD_REQUEST", "message": "QueuePool limit of size 5 overflow 10 reached"}'
+)
 _BATCH = requests.log_batch("run")
 
 
@@ -43,15 +48,16 @@ _BATCH = requests.log_batch("run")
 class Fleet:
     """What is simulated. ``backlog``: requests of each agent, shared by its ``runs``. ``away_s``: when the server goes and
     when it comes back. ``when_full``: it keeps everybody waiting, answers 503 to what it has no place for (``places``), or
-    429 with ``Retry-After`` to what is above its rate. ``when_away``: connections are refused, or hang, or a proxy answers
-    503 with the time at which the server will be back, the same for all."""
+    429 with ``Retry-After`` to what is above its rate, or its pool of connections is exhausted (``_Pooled``). ``when_away``:
+    connections are refused, or hang, or a proxy answers 503 with the time at which the server will be back, the same for
+    all."""
 
     agents: int = 1000
     capacity: float = 100.0
     backlog: int = 60
     runs: int = 4
     away_s: tuple[float, float] = (120.0, 420.0)
-    when_full: Literal["queues", "sheds", "limits"] = "queues"
+    when_full: Literal["queues", "sheds", "limits", "exhausts"] = "queues"
     when_away: Literal["refuses", "hangs", "announces"] = "refuses"
     places: int = 200
     workers: int = 4
@@ -67,7 +73,7 @@ class Fleet:
 @dataclass
 class Findings:
     """What was seen, by the second: requests that arrived, good answers; of each agent, when its requests were answered;
-    of the bystander, when it asked and how long it waited."""
+    of the bystander, when it asked and how long it waited. ``exhausted``: requests that got no connection to the database."""
 
     fleet: Fleet
     arrived: Counter[int] = field(default_factory=Counter)
@@ -75,6 +81,7 @@ class Findings:
     answered: list[list[float]] = field(default_factory=list)
     waits: list[tuple[float, float]] = field(default_factory=list)
     drained_s: float = math.inf
+    exhausted: int = 0
 
     @property
     def stampede(self) -> float:
@@ -138,8 +145,8 @@ class _Server:
         self._free_at = [0.0] * fleet.workers
         self._tokens, self._filled_at = fleet.capacity, 0.0
 
-    async def serve(self, *, counts: bool = True) -> Answer:
-        """Answer, in time or not at all. ``counts``: it is a request of the fleet."""
+    async def serve(self, *, counts: bool = True, is_batch: bool = True) -> Answer:
+        """Answer, in time or not at all. ``counts``: it is a request of the fleet. ``is_batch`` is all the same here."""
         await asyncio.sleep(self._fleet.way_s * self._rng.uniform(0.5, 1.5))
         if counts:
             self._found.arrived[int(self._loop.time())] += 1
@@ -197,15 +204,48 @@ class _Server:
         return None
 
 
+class _Pooled:
+    """`mlflow server` 3.17 as it comes, one process: 40 threads; 15 connections, for which a request waits up to 30 s; a batch
+    that has one needs a second, and one batch is written at a time. So 15 that have one each wait for nothing."""
+
+    def __init__(self, fleet: Fleet, rng: random.Random, found: Findings) -> None:
+        self._fleet, self._rng, self._found = fleet, rng, found
+        self._threads, self._pool = asyncio.Semaphore(40), asyncio.Semaphore(15)
+        self._interpreter, self._database = asyncio.Lock(), asyncio.Lock()
+
+    async def serve(self, *, counts: bool = True, is_batch: bool = True) -> Answer:
+        await asyncio.sleep(self._fleet.way_s * self._rng.uniform(0.5, 1.5))
+        takes = self._rng.uniform(0.5, 1.5) / self._fleet.capacity
+        try:
+            async with self._threads, self._connected():
+                async with self._interpreter:
+                    await asyncio.sleep(takes * 0.1)
+                if is_batch and counts:
+                    async with self._connected(), self._database:
+                        await asyncio.sleep(takes * 0.9)
+        except asyncio.TimeoutError:
+            self._found.exhausted += counts
+            return _EXHAUSTED
+        return _GOOD if is_batch else _VERSION
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[None]:
+        await asyncio.wait_for(self._pool.acquire(), 30)
+        try:
+            yield
+        finally:
+            self._pool.release()
+
+
 class _Line:
     """An agent's connections: a ``Sender`` with as many slots as the transport has."""
 
-    def __init__(self, server: _Server, slots: int = 4) -> None:
+    def __init__(self, server: _Server | _Pooled, slots: int = 4) -> None:
         self._server, self._slots = server, asyncio.Semaphore(slots)
 
     async def send(self, request: Request) -> Answer:
         async with self._slots:
-            return await self._server.serve()
+            return await self._server.serve(is_batch=request.path != requests.VERSION)
 
     async def upload(self, request: Request, file: BinaryIO, size: int) -> Answer:
         raise NotImplementedError
@@ -213,7 +253,7 @@ class _Line:
 
 async def _live(fleet: Fleet, loop: VirtualLoop, found: Findings) -> None:
     rng = random.Random(fleet.seed)
-    server = _Server(fleet, loop, rng, found)
+    server = _Pooled(fleet, rng, found) if fleet.when_full == "exhausts" else _Server(fleet, loop, rng, found)
     watching = loop.create_task(_stand_by(server, loop, found))
     agents = [
         loop.create_task(_agent(fleet, server, loop, random.Random(rng.random()), times)) for times in found.answered
@@ -227,7 +267,9 @@ async def _live(fleet: Fleet, loop: VirtualLoop, found: Findings) -> None:
     found.drained_s = math.inf if late else loop.time()
 
 
-async def _agent(fleet: Fleet, server: _Server, loop: VirtualLoop, rng: random.Random, times: list[float]) -> None:
+async def _agent(
+    fleet: Fleet, server: _Server | _Pooled, loop: VirtualLoop, rng: random.Random, times: list[float]
+) -> None:
     await asyncio.sleep(rng.uniform(0, 5))
     courier = Courier(_Line(server), rng=rng, clock=loop.time)
     left = fleet.backlog
@@ -242,7 +284,7 @@ async def _agent(fleet: Fleet, server: _Server, loop: VirtualLoop, rng: random.R
     await asyncio.gather(*(run() for _ in range(fleet.runs)))
 
 
-async def _stand_by(server: _Server, loop: VirtualLoop, found: Findings) -> None:
+async def _stand_by(server: _Server | _Pooled, loop: VirtualLoop, found: Findings) -> None:
     asked: set[asyncio.Task[None]] = set()
 
     async def ask() -> None:

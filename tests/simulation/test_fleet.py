@@ -18,6 +18,10 @@ from mlferry_agent.retry import Backoff
 _FLEET = Fleet(agents=100, capacity=10.0, backlog=30, places=20, away_s=(60.0, 240.0))
 
 
+#: They begin together, and the server as it comes can't bear it if each has a request on its way.
+_ALL_AT_ONCE = Fleet(agents=50, capacity=60.0, backlog=100, when_full="exhausts", away_s=(1e6, 1e6 + 1))
+
+
 @pytest.mark.parametrize(
     "differs",
     [{}, {"when_away": "announces"}, {"when_away": "hangs"}, {"when_full": "sheds"}, {"when_full": "limits"}],
@@ -37,6 +41,14 @@ def test_whoever_uses_the_server_beside_a_fleet_waits_seconds_and_not_minutes() 
     found = simulate(dataclasses.replace(_FLEET, agents=200, backlog=15))
     assert found.wait_s(0.5) < 6
     assert found.fairness() > 0.8
+
+
+def test_a_fleet_rarely_has_a_server_as_it_comes_wait_for_itself() -> None:
+    fleets = [dataclasses.replace(_ALL_AT_ONCE, seed=seed) for seed in (1, 2, 3, 4)]
+    founds = [simulate(fleet) for fleet in fleets]
+    assert all(len(times) == _ALL_AT_ONCE.backlog for found in founds for times in found.answered)
+    assert sum(found.exhausted for found in founds) < 100
+    assert sorted(found.drained_s for found in founds)[1] < 1.5 * _ALL_AT_ONCE.work_s
 
 
 def test_an_agent_alone_loses_nothing_by_its_manners() -> None:
@@ -63,5 +75,6 @@ def test_agents_that_do_not_back_off_are_found_out(monkeypatch: pytest.MonkeyPat
 
 
 def test_agents_that_do_not_make_room_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Window, "_close", lambda self, kept, least, began, now: None)
+    monkeypatch.setattr(Window, "limit_s", lambda self, usual_s: 1e9)
     assert simulate(dataclasses.replace(_FLEET, agents=200, backlog=15)).wait_s(0.5) > 6
+    assert simulate(_ALL_AT_ONCE).exhausted > 500

@@ -31,6 +31,10 @@ NO_SERVE = (
     "with `--no-serve-artifacts`. To enable artifacts server functionality, run `mlflow server` with `--serve-artifacts`"
 )
 
+POOL_IS_EMPTY = (
+    "QueuePool limit of size 5 overflow 10 reached, connection timed out, timeout 30.00 (Background on this ...)"
+)
+
 TABLE: list[tuple[requests.Request, int, bytes, Verdict]] = [
     (BATCH, 200, b"{}", Verdict.ACCEPTED),
     (BATCH, 201, b'{"run": {}}', Verdict.ACCEPTED),
@@ -55,6 +59,7 @@ TABLE: list[tuple[requests.Request, int, bytes, Verdict]] = [
     (PUT, 503, b'{"detail":"Artifact serving is disabled. Run `mlflow server` with ..."}', Verdict.CONFIG),
     (PUT, 503, b'{"detail":"Artifact serving is not configured."}', Verdict.CONFIG),
     (BATCH, 400, said("BAD_REQUEST", "(psycopg2.errors.UniqueViolation)"), Verdict.SUSPECT),
+    (BATCH, 400, said("BAD_REQUEST", POOL_IS_EMPTY), Verdict.RETRY),
     (BATCH, 400, said("INVALID_PARAMETER_VALUE", "Changing param values is not allowed"), Verdict.REFUSED),
     (
         BATCH,
@@ -131,6 +136,11 @@ def test_a_long_or_deep_answer_is_cut() -> None:
 def test_credentials_in_an_error_page_do_not_reach_the_reason(text: str) -> None:
     for body in (text.encode(), said("BAD_REQUEST", text)):
         assert "s3cret" not in classify(BATCH, Answer(400, {}, body)).reason
+
+
+def test_a_pool_that_is_too_small_is_said_with_what_to_do() -> None:
+    judgement = classify(BATCH, Answer(400, body=said("BAD_REQUEST", POOL_IS_EMPTY)))
+    assert "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW" in judgement.reason and "overflow 10 reached" in judgement.reason
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("0", 0), ("120", 120), (" 7 ", 7), ("999999999999", 999999999999)])

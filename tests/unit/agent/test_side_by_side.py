@@ -102,6 +102,7 @@ async def test_what_is_noted_ends_before_the_first_request_that_has_no_answer(tm
     bench = Workbench(tmp_path, server := Slow(first_waits=True))
     run = hot_run(bench)
     with bench.carrier() as carrier:
+        carrier._courier.gate.window.size = 4.0  # it has found out that the server is not busy
         life = asyncio.create_task(carrier.deliver(discover(bench.spool)))
         while server.answered < 2:  # noqa: ASYNC110 - later requests are answered, the first one is not
             await asyncio.sleep(0)
