@@ -73,7 +73,8 @@ class Fleet:
 @dataclass
 class Findings:
     """What was seen, by the second: requests that arrived, good answers; of each agent, when its requests were answered;
-    of the bystander, when it asked and how long it waited. ``exhausted``: requests that got no connection to the database."""
+    of the bystander, when it asked and how long it waited. ``exhausted``: requests that got no connection to the
+    database."""
 
     fleet: Fleet
     arrived: Counter[int] = field(default_factory=Counter)
