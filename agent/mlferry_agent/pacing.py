@@ -100,7 +100,7 @@ class Window:
         slow = min(_SLOW * usual_s, _MOST_SLOW_S)
         if self.size > 1:
             return max(min(crowd * self.size, _MOST_ALONE_S / math.sqrt(self.size)), slow)
-        return max(crowd, slow) / self.size**_BORNE
+        return max(crowd, slow) / math.pow(self.size, _BORNE)
 
     def answered(self, began: float, took_s: float, usual_s: float, now: float) -> None:
         """An answer came, to a request that began then. The nearer it is to being late, the less it opens the window."""

@@ -206,8 +206,8 @@ class _Server:
 
 
 class _Pooled:
-    """`mlflow server` 3.17 as it comes, one process: 40 threads; 15 connections, for which a request waits up to 30 s; a batch
-    that has one needs a second, and one batch is written at a time. So 15 that have one each wait for nothing."""
+    """`mlflow server` 3.17 as it comes, one process: 40 threads; 15 connections, for which a request waits up to 30 s. A
+    batch that has one needs a second, and one batch is written at a time. So 15 that have one each wait for nothing."""
 
     def __init__(self, fleet: Fleet, rng: random.Random, found: Findings) -> None:
         self._fleet, self._rng, self._found = fleet, rng, found
