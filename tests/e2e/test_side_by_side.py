@@ -3,11 +3,13 @@ other leaves, the latest value of each key too, whoever is killed in between."""
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,20 @@ def what_is_apart(run: SpooledRun, query: Query) -> list[str]:
     return [what for what, is_right in found.items() if not is_right]
 
 
+def a_ferry(tmp_path: Path, to: str) -> Ferry:
+    """Its agents begin with four requests at once, as if they had found out before that the server is not busy: the backlog
+    is too short for that."""
+    bold = tmp_path / "bold"
+    bold.mkdir()
+    words = "from mlferry_agent.pacing import Window\nWindow.__init__.__defaults__ = (4.0,)\n"
+    (bold / "sitecustomize.py").write_text(words)
+    ferry = Ferry(tmp_path / "spool", tmp_path / "state", to)
+    return replace(ferry, environ={"PYTHONPATH": os.pathsep.join((str(bold), ferry.env()["PYTHONPATH"]))})
+
+
 def kill_between(ferry: Ferry, proxy: FaultProxy, strike: Callable[[], None]) -> None:
     """Agents that die with several requests on their way, one of which the server has acted on. ``strike`` is called after
-    each death and returns when the server is well: before that a courier tries one request at a time. It begins with
-    one, and takes a second one after a few answers."""
+    each death and returns when the server is well: before that a courier tries one request at a time."""
     for skip in (4, 3, 4):
         proxy.clear()
         proxy.held.clear()
@@ -66,7 +78,7 @@ def kill_between(ferry: Ferry, proxy: FaultProxy, strike: Callable[[], None]) ->
 def test_kills_of_agent_and_server_between_requests_side_by_side(own_server: MlflowServer, tmp_path: Path) -> None:
     run = a_hot_run(tmp_path / "spool")
     with FaultProxy(own_server.port) as proxy, Undertaker(own_server) as undertaker:
-        ferry = Ferry(tmp_path / "spool", tmp_path / "state", proxy.url)
+        ferry = a_ferry(tmp_path, proxy.url)
 
         def strike() -> None:
             if not undertaker.kills:  # once: each time costs seconds
@@ -91,7 +103,7 @@ def test_the_same_by_several_processes_on_postgresql(tmp_path: Path) -> None:
             MlflowServer(tmp_path / "mlflow", backend=address, workers=2) as server,
             FaultProxy(server.port) as proxy,
         ):
-            ferry = Ferry(tmp_path / "spool", tmp_path / "state", proxy.url)
+            ferry = a_ferry(tmp_path, proxy.url)
             kill_between(ferry, proxy, lambda: None)
             done = ferry("sync")
         assert done.returncode == 0, done.stdout + done.stderr
