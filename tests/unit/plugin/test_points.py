@@ -91,15 +91,3 @@ def test_no_batch_and_more_than_mlflow_takes_are_looked_at() -> None:
     assert points.plain([], names) is None
     assert points.plain(["m1"], names) is None  # type: ignore[list-item]
     assert points.plain(iter(many[:1]), names) is None  # type: ignore[arg-type]
-
-
-def test_an_entity_that_keeps_its_fields_elsewhere_is_asked_by_its_properties() -> None:
-    class Elsewhere(Metric):
-        @property
-        def value(self) -> float:
-            return 0.25
-
-    def entity() -> Elsewhere:
-        return Elsewhere("loss", 0.5, 1, 3, model_id="m", dataset_name="d", dataset_digest="e")
-
-    assert points.look_of(entity())(entity()) == ("loss", 0.25, 1, 3, "m", "d", "e")
