@@ -92,7 +92,8 @@ class _Said:
 
 
 #: MLflow's pool of connections is exhausted, often for good as long as everybody goes on asking: a batch needs two, and
-#: whoever has one waits for the second. 400, although nothing in the request is to blame.
+#: whoever has one waits for the second. 400, although nothing in the request is to blame. Only where the message begins so:
+#: an error of SQL may repeat a value that somebody logged.
 _POOL = "QueuePool limit of size"
 _POOL_ADVICE = (
     "MLflow's pool of database connections is too small (set MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW=120 there): "
@@ -102,7 +103,6 @@ _POOL_ADVICE = (
 _MESSAGES: tuple[tuple[int, str | None, str | None, str, Verdict], ...] = (
     (503, None, None, "--no-serve-artifacts", Verdict.CONFIG),
     (503, None, None, "Artifact serving is", Verdict.CONFIG),
-    (400, "BAD_REQUEST", None, _POOL, Verdict.RETRY),
     (400, "INVALID_PARAMETER_VALUE", None, "must be in the 'active' state", Verdict.GONE),
     (400, None, None, "Artifact path targets workspace", Verdict.CONFIG),
     (400, "", None, "plain HTTP request was sent to HTTPS port", Verdict.CONFIG),
@@ -176,7 +176,7 @@ def classify(request: Request, answer: Answer, *, now_s: float | None = None) ->
         verdict, reason = Verdict.CONFIG, f"redirect to {answer.headers.get('location', 'nowhere')} is not followed"
     else:
         said = _said(answer)
-        advice = _POOL_ADVICE if _POOL in said.text else ""
+        advice = _POOL_ADVICE if said.text.startswith(_POOL) else ""
         verdict, reason = _judge_error(request, answer.status, said), f"{advice}{said.code} {said.text}".strip()
     return Judgement(verdict, printable(f"HTTP {answer.status}: {reason}"), retry_after, answer.status)
 
@@ -231,6 +231,8 @@ def _is_shaped(request: Request, body: bytes) -> bool:
 
 
 def _judge_error(request: Request, status: int, said: _Said) -> Verdict:
+    if said.code == "BAD_REQUEST" and said.text.startswith(_POOL):
+        return Verdict.RETRY
     for at, code, endpoint, words, verdict in _MESSAGES:
         if at != status or words not in said.text:
             continue

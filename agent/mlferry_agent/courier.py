@@ -290,7 +290,7 @@ class Courier:
         if judgement.verdict is Verdict.CONFIG:
             breaker.failed(began, now, wait_s=_CONFIG_RETRY_S * self._rng.uniform(0.5, 1.0))
         elif judgement.verdict is Verdict.RETRY or (judgement.verdict is Verdict.SUSPECT and judgement.status >= 500):
-            if judgement.status and now - began >= HUNG_S:  # it drowns, and says so
+            if judgement.status and not is_transfer and now - began >= HUNG_S:  # it drowns, and says so
                 gate.window.answered(began, now - began, 0.0, now)
             else:
                 gate.window.refused(began, now)

@@ -44,6 +44,8 @@ _SLOW, _MOST_SLOW_S = 1.5, 4.0
 
 #: The smaller a window, the more delay it bears: by this power of its size. Above one, most of the delay is its own doing:
 #: up to so many seconds, by the root of its size.
+#: Beyond: as above.
+#: Test: tests/unit/agent/test_pacing.py::test_what_a_window_does_to_itself_is_no_crowd
 _BORNE, _MOST_ALONE_S = 0.25, 1.0
 
 #: Seconds for which the shortest answer is remembered, at least.
@@ -110,18 +112,13 @@ class Window:
             self.size = min(float(self.most), self.size + gain * (1 - took_s / limit))
         else:
             self._close(max(_KEPT_WHEN_LATE, limit / took_s), _LEAST_WINDOW, began, now)
-        self._rest(min(took_s, limit), now)
+        if self.size < 1:  # a delay beyond the limit says how many are too many, not how long a request takes
+            pause = min(took_s, limit) * (1 / self.size - 1) * self.rng.uniform(0.5, 1.5)
+            self._next_at = now + min(pause, _MOST_PAUSE_S)
 
     def refused(self, began: float, now: float) -> None:
         """No answer came, or one that the server is full."""
         self._close(_KEPT_WHEN_REFUSED, _LEAST_WHEN_REFUSED, began, now)
-
-    def _rest(self, took_s: float, now: float) -> None:
-        """A tenth of a request on its way is a whole one a tenth of the time. A delay beyond what is in good time says how
-        many are too many, not how long a request takes, and makes the pause no longer."""
-        if self.size < 1:
-            pause = took_s * (1 / self.size - 1) * self.rng.uniform(0.5, 1.5)
-            self._next_at = now + min(pause, _MOST_PAUSE_S)
 
     def _close(self, kept: float, least: float, began: float, now: float) -> None:
         """Once for all that went wrong together: what began before it was last closed says nothing new."""

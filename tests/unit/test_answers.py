@@ -60,6 +60,7 @@ TABLE: list[tuple[requests.Request, int, bytes, Verdict]] = [
     (PUT, 503, b'{"detail":"Artifact serving is not configured."}', Verdict.CONFIG),
     (BATCH, 400, said("BAD_REQUEST", "(psycopg2.errors.UniqueViolation)"), Verdict.SUSPECT),
     (BATCH, 400, said("BAD_REQUEST", POOL_IS_EMPTY), Verdict.RETRY),
+    (BATCH, 400, said("BAD_REQUEST", f"(psycopg2.errors.X) [parameters: '{POOL_IS_EMPTY}']"), Verdict.SUSPECT),
     (BATCH, 400, said("INVALID_PARAMETER_VALUE", "Changing param values is not allowed"), Verdict.REFUSED),
     (
         BATCH,

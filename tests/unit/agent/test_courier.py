@@ -190,6 +190,23 @@ async def test_what_waited_while_the_server_was_down_did_not_each_try_and_fail()
     assert gate.served == 50
 
 
+async def test_a_server_that_says_after_half_a_minute_that_it_is_full_is_left_more_room_than_one_that_says_so_at_once() -> (
+    None
+):
+    full, sizes = Answer(503), []
+    for takes_s in (0.0, 30.0):
+        sent = courier(scripted(full, full, GOOD, takes_s=takes_s))
+        await sent.ask(BATCH)
+        sizes.append(sent.gate.window.size)
+    assert sizes[1] < 0.125 <= sizes[0]
+
+
+async def test_a_large_file_that_is_refused_at_its_end_says_nothing_of_a_crowd() -> None:
+    sent = courier(scripted(Answer(502), GOOD, takes_s=600.0), uploads=4)
+    await sent.upload(PUT, io.BytesIO(), 0)
+    assert sent._files.gate.window.size >= 2
+
+
 async def test_a_file_does_not_find_out_whether_the_server_is_back() -> None:
     paths: list[str] = []
 
