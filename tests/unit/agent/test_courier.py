@@ -193,10 +193,10 @@ async def test_what_waited_while_the_server_was_down_did_not_each_try_and_fail()
 async def test_a_server_that_says_after_half_a_minute_that_it_is_full_is_left_more_room_than_one_that_says_so_at_once() -> (
     None
 ):
-    full, sizes = Answer(503), []
+    sizes = []
     for takes_s in (0.0, 30.0):
-        sent = courier(scripted(full, full, GOOD, takes_s=takes_s))
-        await sent.ask(BATCH)
+        sent = courier(scripted(Answer(503), takes_s=takes_s))
+        await sent.ask_once(BATCH, sent.attempts())
         sizes.append(sent.gate.window.size)
     assert sizes[1] < 0.125 <= sizes[0]
 
