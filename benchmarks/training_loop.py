@@ -92,8 +92,8 @@ class Training:
         self.rows = 32
         self._draw()
         for _ in range(3):
-            self.block(0, 100, None)
-            self.rows = max(int(self.rows * STEP_S / self.block(0, 200, None).usual), 1)
+            self.block(0, 100, nothing)
+            self.rows = max(int(self.rows * STEP_S / self.block(0, 200, nothing).usual), 1)
             self._draw()
 
     def _draw(self) -> None:
@@ -106,18 +106,20 @@ class Training:
         self.optimizer.step()
         return loss.item()
 
-    def block(self, first: int, steps: int, log: Log | None) -> Block:
+    def block(self, first: int, steps: int, log: Log) -> Block:
         clock, ends, calls = time.perf_counter, [time.perf_counter()], []
         for number in range(first, first + steps):
             loss = self.step()
-            if log is not None:
-                begun = clock()
-                log(number, loss)
-                calls.append(clock() - begun)
+            begun = clock()
+            log(number, loss)
+            calls.append(clock() - begun)
             ends.append(clock())
         durations = np.diff(ends)
-        call = float(np.median(calls)) if calls else 0.0
-        return Block((ends[-1] - ends[0]) / steps, float(np.median(durations)), call)
+        return Block((ends[-1] - ends[0]) / steps, float(np.median(durations)), float(np.median(calls)))
+
+
+def nothing(_step: int, _loss: float) -> None:
+    """What a block without logging calls, so that the clock is read as often there."""
 
 
 def all_at_once(run: mlferry.Run) -> Log:
@@ -171,8 +173,8 @@ class Others:
             thread.join()
 
 
-CONDITIONS: dict[str, tuple[Callable[[mlferry.Run], Log] | None, type[OsFiles], int]] = {
-    "nothing": (None, OsFiles, 0),
+CONDITIONS: dict[str, tuple[Callable[[mlferry.Run], Log], type[OsFiles], int]] = {
+    "nothing": (lambda _run: nothing, OsFiles, 0),
     "pack": (pack_only, OsFiles, 0),
     "floor": (least, OsFiles, 0),
     "local": (all_at_once, OsFiles, 0),
@@ -189,13 +191,13 @@ def pairs_of(training: Training, condition: str, pairs: int, steps: int) -> list
     runs.Settings = partial(Settings, fsync_interval_s=FSYNC_S)  # type: ignore[assignment, misc]
     chance, taken = random.Random(condition), []
     with mlferry.open_run() as run:
-        others, log = Others(run, threads), None if make is None else make(run)
+        others, log = Others(run, threads), make(run)
         for number in range(pairs + 1):
             found = {}
             for logs in chance.sample([False, True], 2):
                 run.flush()
                 others.logging = logs
-                found[logs] = training.block(number * steps, steps, log if logs else None)
+                found[logs] = training.block(number * steps, steps, log if logs else nothing)
                 others.logging = False
             taken.append((found[False], found[True]))
         others.end()

@@ -95,4 +95,5 @@ class Batch:
         for table, of_all in rows.items():
             if of_all:
                 connection.execute(table.insert(), of_all)
-        return add_points(connection, list(chain.from_iterable(one.points for one in runs)), surely_new=True)
+        points = list(dict.fromkeys(chain.from_iterable(one.points for one in runs)))
+        return add_points(connection, [one.run.run_id for one in runs], [points] if points else [], surely_new=True)

@@ -1,9 +1,9 @@
 """Many rows at once: what of them is not there yet.
 
 Rows come sorted by the primary key, which halves the work of its index. SQLite takes them many to a statement, since half of
-a row's time is the driver's. PostgreSQL takes a COPY into the table itself. That is refused as a whole if a single row is
-there already, which is rare, as only what is new is written: then it goes into a table of the transaction's own, and what is
-new of it moves on.
+a row's time is the driver's. PostgreSQL takes a COPY into the table itself, and stores what it was sent while the spool is
+read on. The COPY is refused as a whole if a single row is there already, or comes twice, which is rare, as only what is new
+is written: then all goes into a table of the transaction's own, and what is new of it moves on.
 
 Half of such a COPY's time is the foreign key's: for each row PostgreSQL looks whether its run is there, and locks it so that
 it stays. The rows of a COPY are of one run or a few, so where the user may switch triggers off (a superuser, or one who was
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -43,9 +44,6 @@ _MOVE = f"INSERT INTO metrics ({_COLUMNS}) SELECT {_COLUMNS} FROM mlferry_points
 #: Rows for which it is worth three statements more to look for their run once, and not for each.
 _MANY = 1000
 
-#: Rows that are sent at once.
-_PIECE = 2000
-
 #: Triggers are also how PostgreSQL keeps a constraint that is checked late, such as a deferrable one.
 _ONLY_ITS_RUN = """
 SELECT NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'metrics'::regclass AND tgfoid NOT IN (
@@ -58,14 +56,21 @@ _PASS_TRIGGERS = "SET LOCAL session_replication_role TO replica"
 _HEED_TRIGGERS = "SET LOCAL session_replication_role TO DEFAULT"
 
 
-def add_points(connection: Any, rows: list[PointRow], *, surely_new: bool = False) -> int:
-    """Write points that are not there yet; returns how many those were. ``surely_new``: none can be, as this transaction
-    made their run and has written no point of it."""
-    rows.sort()
+def add_points(
+    connection: Any, run_ids: list[str], pieces: Iterable[list[PointRow]], *, surely_new: bool = False
+) -> int:
+    """Write points that are not there yet; returns how many those were.
+
+    Args:
+        run_ids: of all runs whose points these are.
+        pieces: none of them empty. PostgreSQL stores one while the next is taken; they are sorted in place.
+        surely_new: none of the points can be there, or be twice among them.
+    """
     if connection.dialect.name == "sqlite":
+        rows = sorted(chain.from_iterable(pieces))
         driver = connection.connection.driver_connection
         return sum(_insert_points(driver, rows[at : at + _ROWS]) for at in range(0, len(rows), _ROWS))
-    return _copy_points(connection, list(dict.fromkeys(rows)), surely_new) if rows else 0
+    return _copy_points(connection, sorted(run_ids), iter(pieces), surely_new)
 
 
 def _insert_points(driver: Any, rows: list[PointRow]) -> int:
@@ -73,28 +78,40 @@ def _insert_points(driver: Any, rows: list[PointRow]) -> int:
     return int(driver.execute(statement, list(chain.from_iterable(rows))).rowcount)
 
 
-def _copy_points(connection: Any, rows: list[PointRow], surely_new: bool) -> int:
+def _copy_points(connection: Any, run_ids: list[str], pieces: Iterator[list[PointRow]], surely_new: bool) -> int:
+    first = next(pieces, None)
+    if first is None:
+        return 0
     driver = connection.connection.driver_connection
-    is_worth_it = len(rows) >= _MANY and _may_pass_triggers(connection)
-    run_ids = sorted({row[3] for row in rows}) if is_worth_it else []
+    rows: list[PointRow] = []
+    kept = _kept(chain((first,), pieces), rows)
+    known = run_ids if len(first) >= _MANY and _may_pass_triggers(connection) else []
     if surely_new:  # no savepoint to go back to
-        _copy_of_runs(driver, rows, run_ids)
+        _copy_of_runs(driver, kept, known)
         return len(rows)
     try:
         with connection.begin_nested():
-            _copy_of_runs(driver, rows, run_ids)
+            _copy_of_runs(driver, kept, known)
         return len(rows)
     except connection.dialect.loaded_dbapi.IntegrityError:
-        pass  # some of them are there
+        deque(kept, maxlen=0)  # some of them are there: what was not sent yet is read as well
     connection.exec_driver_sql(_STAGE)
     with driver.cursor() as cursor:
-        _copy(cursor, "mlferry_points", rows)
+        _copy(cursor, "mlferry_points", [rows])
     new = connection.exec_driver_sql(_MOVE).rowcount
     connection.exec_driver_sql("TRUNCATE mlferry_points")
     return int(new)
 
 
-def _copy_of_runs(driver: Any, rows: list[PointRow], run_ids: list[str]) -> None:
+def _kept(pieces: Iterable[list[PointRow]], rows: list[PointRow]) -> Iterator[list[PointRow]]:
+    """Each piece, sorted, of which ``rows`` keeps what may have to be sent once more."""
+    for piece in pieces:
+        piece.sort()
+        rows += piece
+        yield piece
+
+
+def _copy_of_runs(driver: Any, pieces: Iterable[list[PointRow]], run_ids: list[str]) -> None:
     """COPY into the table of points; with ``run_ids``, of which all of them are, their runs are looked for once."""
     with driver.cursor() as cursor:
         if run_ids:
@@ -102,7 +119,7 @@ def _copy_of_runs(driver: Any, rows: list[PointRow], run_ids: list[str]) -> None
             run_ids = run_ids if len(cursor.fetchall()) == len(run_ids) else []
         if run_ids:
             cursor.execute(_PASS_TRIGGERS)
-        _copy(cursor, "metrics", rows)
+        _copy(cursor, "metrics", pieces)
         if run_ids:
             cursor.execute(_HEED_TRIGGERS)
 
@@ -128,17 +145,16 @@ def _is_let(connection: Any) -> bool:
     return True
 
 
-def _copy(cursor: Any, table: str, rows: list[PointRow]) -> None:
+def _copy(cursor: Any, table: str, pieces: Iterable[list[PointRow]]) -> None:
     statement = f"COPY {table} ({_COPIED}) FROM STDIN (FORMAT BINARY)"
     tuples = _Tuples()
-    # The server stores one piece while the next one is made.
-    pieces = chain((_BEGIN,), (tuples.of(rows[at : at + _PIECE]) for at in range(0, len(rows), _PIECE)), (_END,))
+    parts = chain((_BEGIN,), map(tuples.of, pieces), (_END,))
     if hasattr(cursor, "copy_expert"):  # psycopg2
-        cursor.copy_expert(statement, io.BytesIO(b"".join(pieces)))
+        cursor.copy_expert(statement, io.BytesIO(b"".join(parts)))
         return
     with cursor.copy(statement) as copy:
-        for piece in pieces:
-            copy.write(piece)
+        for part in parts:
+            copy.write(part)
 
 
 class _Tuples:

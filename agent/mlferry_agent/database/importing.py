@@ -14,6 +14,7 @@ from pathlib import Path
 from mlferry_agent.config import Config
 from mlferry_agent.database.batches import Batch
 from mlferry_agent.database.files import Artifacts, Source
+from mlferry_agent.database.found import known_runs
 from mlferry_agent.database.models import LoggedModels
 from mlferry_agent.database.opening import Database, open_database
 from mlferry_agent.database.places import Places
@@ -36,9 +37,6 @@ __all__ = ["import_into", "lock_of"]
 
 #: Where `mlflow server` keeps the artifacts that it serves itself, unless it is told.
 _SERVED = "mlartifacts"
-
-#: As many values as any SQLite takes in a statement.
-_IDS_A_QUERY = 900
 
 
 def import_into(
@@ -92,7 +90,9 @@ def _import(
     copies = Artifacts(served)
     models = LoggedModels(database, places, copies)
     of_runs = [run for run in runs if run.run_id != STORE]
-    known, batch = _known(database, [run.run_id for run in of_runs]), Batch(database, report)
+    with database.look() as connection:
+        known = known_runs(connection, database.tables, [run.run_id for run in of_runs])
+    batch = Batch(database, report)
     around = Surroundings(database, batch, known, places, copies, models, report, terms, config.deleted)
     for run in of_runs:
         RunImport(run, around).carry()
@@ -103,19 +103,6 @@ def _import(
     database.settle()
     _import_store(config.dir, store, around)
     return report
-
-
-def _known(database: Database, run_ids: list[str]) -> frozenset[str]:
-    """Which of these runs the database has."""
-    from sqlalchemy import select
-
-    of = database.tables.runs.c
-    found: set[str] = set()
-    with database.look() as connection:
-        for at in range(0, len(run_ids), _IDS_A_QUERY):
-            wanted = select(of.run_uuid).where(of.run_uuid.in_(run_ids[at : at + _IDS_A_QUERY]))
-            found.update(str(run_id) for run_id in connection.execute(wanted).scalars())
-    return frozenset(found)
 
 
 def _write(batch: Batch, around: Surroundings) -> None:

@@ -13,7 +13,8 @@ it was reserved for the job (its logs resume it), as in delivery: a bundle may b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from mlferry_agent.config import OnDeleted
 from mlferry_agent.database.batches import Batch, NewRun
 from mlferry_agent.database.bulk import add_points, insert_new, upsert
 from mlferry_agent.database.files import Artifacts, Source
+from mlferry_agent.database.found import FoundRun, find_run
 from mlferry_agent.database.gathering import Gathered
 from mlferry_agent.database.links import link_datasets, link_models
 from mlferry_agent.database.marks import MARK_TAG, RunMark
 from mlferry_agent.database.models import LoggedModels, is_files_trouble
 from mlferry_agent.database.opening import Database
 from mlferry_agent.database.places import Place, Places
-from mlferry_agent.database.points import ModelRow, Points
+from mlferry_agent.database.points import ModelRow, PointRow, Points
 from mlferry_agent.database.reading import WriterLog
 from mlferry_agent.database.report import Report
 from mlferry_agent.database.rows import TooLong, first_row, latest_rows, pair_rows, param_rows, tag_rows
@@ -47,6 +49,14 @@ __all__ = ["RunImport", "Surroundings"]
 #: Beyond: they are written, and the next ones gathered.
 #: Test: tests/unit/database/test_runs.py::test_more_points_than_are_kept_in_memory_arrive
 _MOST_POINTS = 50_000
+
+#: Points of a run that is written together with others.
+#: Beyond: it is written by itself, and the database stores what was read of it while the rest is read.
+#: Test: tests/unit/database/test_batches.py::test_a_run_with_many_points_is_written_by_itself
+_MOST_TOGETHER = 10_000
+
+#: Points that are read before the database is handed them.
+_PIECE = 1000
 
 _NAME_TAG, _PARENT_TAG = "mlflow.runName", "mlflow.parentRunId"
 
@@ -68,16 +78,6 @@ class Surroundings:
     deleted: OnDeleted
 
 
-@dataclass(slots=True)
-class _Row:
-    """What the database has of a run. ``tags``: those of mlferry."""
-
-    artifact_uri: str
-    lifecycle: str
-    experiment_id: str
-    tags: dict[str, str] = field(default_factory=dict)
-
-
 class _GivenUp(Exception):
     """The run was deleted in the database, and is to be passed over."""
 
@@ -95,7 +95,8 @@ class RunImport:
         self._asides = 0
         self._given_name: str | None = None
         self._mark = RunMark()
-        self._is_first = self._has_points = False
+        self._is_first, self._sent = False, 0
+        self._model_rows: list[ModelRow] = []
         self._model_points: dict[tuple[Any, ...], float] = {}
 
     def carry(self, *, alone: bool = False) -> None:
@@ -110,7 +111,7 @@ class RunImport:
             row = None
             if alone or self._run.run_id in self._around.known:
                 with self._database.transaction() as connection:
-                    row = self._row(connection)
+                    row = find_run(connection, self._database.tables, self._run.run_id)
             self._admit(opening, row)
             if row is not None and self._is_there(row):
                 self._report.runs["there"] += 1
@@ -146,19 +147,7 @@ class RunImport:
             raise RunParked(f"it belongs to workspace {opening.workspace!r}; deliver it with mlferry sync")
         return opening
 
-    def _row(self, connection: Any) -> _Row | None:
-        from sqlalchemy import select
-
-        runs, tags = self._database.tables.runs.c, self._database.tables.tags.c
-        wanted = select(runs.artifact_uri, runs.lifecycle_stage, runs.experiment_id)
-        found = connection.execute(wanted.where(runs.run_uuid == self._run.run_id)).first()
-        if found is None:
-            return None
-        ours = select(tags.key, tags.value).where(tags.run_uuid == self._run.run_id, tags.key.like("mlferry.%"))
-        place, lifecycle, experiment_id = map(str, found)
-        return _Row(place, lifecycle, experiment_id, {str(key): str(value) for key, value in connection.execute(ours)})
-
-    def _admit(self, opening: Open, row: _Row | None) -> None:
+    def _admit(self, opening: Open, row: FoundRun | None) -> None:
         """Raises RunParked: the run is another's, was delivered over REST, or was deleted in the database."""
         if (other := self._places.delivered_as(self._run.run_id)) is not None:
             raise RunParked(f"it was delivered over REST, as run {other}: `mlferry sync` goes on with it")
@@ -169,19 +158,19 @@ class RunImport:
             raise RunParked("another run of the database has this id")
         self._mark = RunMark.decoded(row.tags.get(MARK_TAG))
 
-    def _is_there(self, row: _Row) -> bool:
+    def _is_there(self, row: FoundRun) -> bool:
         """Whether an earlier import has brought all of it."""
         mark = self._mark
         return mark.is_over and all(log.is_at_end(mark.cursor(log.name)) for log in self._logs)
 
     # -- writing --------------------------------------------------------------------------------------------------------
 
-    def _write(self, opening: Open, place: Place, row: _Row | None, *, alone: bool) -> None:
+    def _write(self, opening: Open, place: Place, row: FoundRun | None, *, alone: bool) -> None:
         uri = row.artifact_uri if row is not None else f"{place.location.rstrip('/')}/{self._run.run_id}/artifacts"
         self._places.run_artifacts[self._run.run_id] = uri
         self._is_first = row is None
-        parts = self._read()
-        is_whole = next(parts)
+        reading = self._read()
+        is_whole = all(len(self._points) < _MOST_TOGETHER for _ in reading)
         new = self._as_new(opening, place, uri) if is_whole and self._is_first and not alone else None
         if new is not None:
             self._around.batch.add(new)
@@ -189,9 +178,8 @@ class RunImport:
         with self._database.transaction() as connection:
             if row is None:
                 self._create(connection, opening, place, uri)
-            self._flush(connection, place)
-            for _ in parts:
-                self._flush(connection, place)
+            while self._flush(connection, place, reading):
+                pass
             if row is not None and row.lifecycle == "deleted":
                 self._revive(connection, place)
             self._write_state(connection, place)
@@ -276,8 +264,8 @@ class RunImport:
     def _fitting(self, name: str) -> str:
         return name[:_NAME_COLUMN] if self._database.kind == "postgresql" else name
 
-    def _read(self) -> Iterator[bool]:
-        """Read every log; whenever there are as many points as are kept in memory, and at the end: whether that is all."""
+    def _read(self) -> Iterator[None]:
+        """Read every log, in steps: one ends where there is a piece of points, or all is read."""
         for log in self._logs:
             since = self._mark.cursor(log.name).offset
             for offset, record in log.read():
@@ -290,30 +278,44 @@ class RunImport:
                 self._refuse(what, name, reason)
             if log.trouble is not None:
                 self._refuse("log", log.name, log.trouble)
-        yield True
+        yield
 
-    def _add_points(self, record: Metrics | Series) -> Iterator[bool]:
+    def _add_points(self, record: Metrics | Series) -> Iterator[None]:
         if isinstance(record, Metrics):
             self._points.add(record, self._refuse_metric)
-            if len(self._points) >= _MOST_POINTS:
-                yield False
+            if len(self._points) >= _PIECE:
+                yield
             return
-        for part in record.parts(_MOST_POINTS):
+        for part in record.parts(_PIECE):
             self._points.add_series(part, self._refuse_metric)
-            if len(self._points) >= _MOST_POINTS:
-                yield False
+            if len(self._points) >= _PIECE:
+                yield
 
     def _refuse_metric(self, name: str, reason: str) -> None:
         self._refuse("metric", name, reason)
 
-    def _flush(self, connection: Any, place: Place) -> None:
-        rows, model_rows = self._points.take()
-        new = add_points(connection, rows, surely_new=self._is_first and not self._has_points)
-        self._has_points = True
+    def _flush(self, connection: Any, place: Place, reading: Iterator[None]) -> int:
+        """Write points, those that wait and what is read meanwhile; returns how many, 0 when all is read."""
+        before = self._sent
+        new = add_points(connection, [self._run.run_id], self._pieces(reading))
         self._done.rows["metric points"] += new
-        self._done.there["metric points"] += len(rows) - new
-        if model_rows:
-            self._write_model_points(connection, place, model_rows)
+        self._done.there["metric points"] += self._sent - before - new
+        rows, self._model_rows = self._model_rows, []
+        if rows:
+            self._write_model_points(connection, place, rows)
+        return self._sent - before
+
+    def _pieces(self, reading: Iterator[None]) -> Iterator[list[PointRow]]:
+        """The points that wait and, as they are read, the next, up to as many as are kept in memory."""
+        last = self._sent + _MOST_POINTS
+        for _ in chain((None,), reading):
+            rows, model_rows = self._points.take()
+            self._model_rows += model_rows
+            self._sent += len(rows)
+            if rows:
+                yield rows
+            if self._sent >= last:
+                return
 
     def _write_model_points(self, connection: Any, place: Place, rows: list[ModelRow]) -> None:
         self._begin_models(connection, place, quietly=True)

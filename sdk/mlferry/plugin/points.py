@@ -1,8 +1,8 @@
 """MLflow's ``Metric`` entities -> the fields of METRICS records.
 
 Nearly every batch of a training is plain: points of one time and one step, none linked to a model or dataset, under names
-that have passed MLflow's validators before. One look over the entities tells, and is its record; each look at an attribute
-of theirs is a call in Python, and ten metrics have seventy.
+that have passed MLflow's validators before. One look over the entities tells, and is its record. It is a look at the fields
+behind their properties: each property is a call in Python, and ten metrics have seventy.
 """
 
 from __future__ import annotations
@@ -29,21 +29,28 @@ def plain(metrics: Sequence[Metric], good_names: Set[str]) -> tuple[int, int, di
         return None
     if set(map(type, metrics)) != _PLAIN:
         return None
-    timestamp, step = metrics[0].timestamp, metrics[0].step
+    try:
+        return _plain([metric.__dict__ for metric in metrics], good_names)
+    except (KeyError, AttributeError):  # another MLflow keeps its fields elsewhere, or none in a dictionary
+        return None
+
+
+def _plain(metrics: list[dict[str, Any]], good_names: Set[str]) -> tuple[int, int, dict[str, float]] | None:
+    timestamp, step = metrics[0]["_timestamp"], metrics[0]["_step"]
     if not (type(timestamp) is type(step) is int and 0 <= timestamp < 1 << 63 and -(1 << 63) <= step < 1 << 63):
         return None
     points: dict[str, float] = {}
-    for metric in metrics:
-        key, value = metric.key, metric.value
+    for fields in metrics:
+        key, value = fields["_key"], fields["_value"]
         if not (
             type(key) is str
             and key in good_names
             and type(value) is float
-            and metric.timestamp == timestamp
-            and metric.step == step
-            and metric.model_id is None
-            and metric.dataset_name is None
-            and metric.dataset_digest is None
+            and fields["_timestamp"] == timestamp
+            and fields["_step"] == step
+            and fields["_model_id"] is None
+            and fields["_dataset_name"] is None
+            and fields["_dataset_digest"] is None
         ):
             return None
         points[key] = value

@@ -11,7 +11,7 @@ from tests.servers import template_database
 from tests.spooling import T0, SpooledRun, a_bit_of_everything
 from tests.unit.database.conftest import Lane
 
-from mlferry_agent.database import batches, importing
+from mlferry_agent.database import batches, importing, runs
 from mlferry_agent.database.runs import RunImport
 from mlferry_agent.status import SET_ASIDE
 from mlferry_spool import records
@@ -114,7 +114,7 @@ def test_a_run_that_came_into_the_database_meanwhile_is_met_alone(lane: Lane, mo
         " VALUES (?, 'theirs', 0, 'RUNNING', 'active', 'UNKNOWN', '/nowhere')",
         other.run_id,
     )
-    monkeypatch.setattr(importing, "_known", lambda *_: frozenset())
+    monkeypatch.setattr(importing, "known_runs", lambda *_: frozenset())
     report = lane.carry()
     assert [(one.run_id, one.reason) for one in report.aside] == [
         (other.run_id, "another run of the database has this id")
@@ -142,6 +142,22 @@ def test_no_more_runs_wait_than_memory_is_meant_for(lane: Lane, monkeypatch: pyt
     small_runs(lane, 10)
     assert lane.carry().runs == {"new": 10}
     assert sizes == [4, 4, 2]
+
+
+def test_a_run_with_many_points_is_written_by_itself(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_MOST_TOGETHER", 7)
+    monkeypatch.setattr(runs, "_PIECE", 2)
+    together: list[str] = []
+    add = batches.Batch.add
+    monkeypatch.setattr(batches.Batch, "add", lambda batch, new: (together.append(new.run.run_id), add(batch, new)))
+    small = small_runs(lane, 2)  # six points each
+    large = SpooledRun(lane.root, "sweep")
+    for step in range(4):
+        large.metrics(step, {"loss": 1.0, "accuracy": 1.0})
+    large.end()
+    report = lane.carry()
+    assert sorted(together) == sorted(run.run_id for run in small)
+    assert (report.runs["new"], report.rows["metric points"]) == (3, 6 + 6 + 8)
 
 
 def test_no_more_points_wait_than_memory_is_meant_for(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:

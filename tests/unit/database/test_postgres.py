@@ -75,6 +75,8 @@ def test_batches_that_have_points_in_common_are_written_once(
     cluster: postgres.Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_MOST_POINTS", 7)
+    monkeypatch.setattr(module, "_PIECE", 2)
+    monkeypatch.setattr(module, "_MOST_TOGETHER", 0)
     cluster.create("batches")
     run = SpooledRun(tmp_path / "spool", "birds")
     for step in (*range(30), *range(10, 40)):
@@ -118,7 +120,7 @@ def test_a_superuser_looks_for_the_run_of_many_points_once(metrics_connection: A
     [(run_id,)] = metrics_connection.exec_driver_sql("SELECT run_uuid FROM runs").fetchall()
     rows = [("other", T0, step, run_id, 1.0, False) for step in range(2_000)]
     before = looks_at_runs(metrics_connection)
-    assert bulk.add_points(metrics_connection, rows) == 2_000
+    assert bulk.add_points(metrics_connection, [run_id], [rows]) == 2_000
     assert looks_at_runs(metrics_connection) == before + 1
     assert metrics_connection.exec_driver_sql("SHOW session_replication_role").scalar() == "origin"
 
@@ -147,7 +149,35 @@ def test_points_of_a_run_that_is_not_there_are_refused_though_it_is_looked_for_o
     [(there,)] = metrics_connection.exec_driver_sql("SELECT run_uuid FROM runs").fetchall()
     rows = [("other", T0, step, run_id, 1.0, False) for step in range(2_000) for run_id in (there, "0" * 32)]
     with pytest.raises(metrics_connection.dialect.loaded_dbapi.IntegrityError):
-        bulk.add_points(metrics_connection, rows, surely_new=True)
+        bulk.add_points(metrics_connection, [there, "0" * 32], [rows], surely_new=True)
+
+
+@pytest.mark.parametrize("twice", ["in the same piece", "in another piece", "in the database"])
+def test_a_point_that_comes_twice_is_kept_once_with_all_others(metrics_connection: Any, twice: str) -> None:
+    [(run_id,)] = metrics_connection.exec_driver_sql("SELECT run_uuid FROM runs").fetchall()
+    pieces = [[("other", T0, step, run_id, 1.0, False) for step in range(at, at + 9)] for at in range(0, 27, 9)]
+    again = {"in the same piece": pieces[0][-1], "in another piece": pieces[1][-1]}.get(twice)
+    if again is None:
+        metrics_connection.exec_driver_sql(
+            f"INSERT INTO metrics SELECT 'other', 1.0, {T0}, run_uuid, 5, false FROM runs"
+        )
+    else:
+        pieces[0].append(again)
+    assert bulk.add_points(metrics_connection, [run_id], pieces) == (26 if again is None else 27)
+    stored = metrics_connection.exec_driver_sql("SELECT step FROM metrics WHERE key = 'other' ORDER BY step")
+    assert [step for (step,) in stored] == list(range(27))
+
+
+def test_trouble_while_points_are_read_leaves_none_of_them_and_no_broken_connection(metrics_connection: Any) -> None:
+    [(run_id,)] = metrics_connection.exec_driver_sql("SELECT run_uuid FROM runs").fetchall()
+
+    def pieces() -> Iterator[list[Any]]:
+        yield [("other", T0, step, run_id, 1.0, False) for step in range(2_000)]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bulk.add_points(metrics_connection, [run_id], pieces())
+    assert metrics_connection.exec_driver_sql("SELECT count(*) FROM metrics WHERE key = 'other'").scalar() == 0
 
 
 @pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg"])
@@ -174,7 +204,7 @@ def test_a_run_with_many_points_can_not_be_deleted_before_they_are_settled(
 ) -> None:
     [(run_id,)] = metrics_connection.exec_driver_sql("SELECT run_uuid FROM runs").fetchall()
     rows = [("other", T0, step, run_id, 1.0, False) for step in range(2_000)]
-    assert bulk.add_points(metrics_connection, rows) == 2_000
+    assert bulk.add_points(metrics_connection, [run_id], [rows]) == 2_000
     database = metrics_connection.exec_driver_sql("SELECT current_database()").scalar()
     with pytest.raises(subprocess.CalledProcessError, match="psql"):
         cluster.sql(database, "SET lock_timeout = '200ms'; SELECT 1 FROM runs FOR UPDATE")

@@ -96,6 +96,8 @@ def test_points_are_kept_and_the_latest_is_chosen_by_mlflows_rules(lane: Lane) -
 
 def test_more_points_than_are_kept_in_memory_arrive(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_POINTS", 7)
+    monkeypatch.setattr(module, "_PIECE", 2)
+    monkeypatch.setattr(module, "_MOST_TOGETHER", 0)
     run = a_bit_of_everything(lane.root, "birds")
     assert lane.carry().rows["metric points"] == 300
     assert points(lane, run) == run.logged.points
