@@ -22,7 +22,7 @@ class Gate:
 
     def __init__(self, window: Window) -> None:
         self.window = window
-        self.pace = Pace(window.most)
+        self.pace = Pace(window.most, window.whole)
         self._inside = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 

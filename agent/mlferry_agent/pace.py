@@ -5,10 +5,11 @@ more than with one, and its threads get in each other's way (about 15 % fewer po
 for seconds for the database's lock). A server of several processes on PostgreSQL takes up to twice as much by two at once as
 by one. No answer tells the agent which it talks to, or how busy others keep it, so it tries.
 
-How. Requests are counted by windows in which the present number was used to the full. After a window, the next one is of
-half as many requests at once, or of twice as many, in turn. Fewer are kept where they serve nearly as well, more only where
-they serve clearly better: what gains nothing is left to others. A trial that gains nothing is repeated later and later. In
-quiet times nothing is learnt, and nothing depends on it.
+How. It begins with one at a time, which is the best for an MLflow as it comes, and tries two soon. Requests are counted by
+windows in which the present number was used to the full. After a window, the next one is of half as many requests at once,
+or of twice as many, in turn. Fewer are kept where they serve nearly as well, more only where they serve clearly better: what
+gains nothing is left to others. A trial that gains nothing is repeated later and later. In quiet times nothing is learnt,
+and nothing depends on it.
 
 The work of a request is its bytes and a fixed part, since that is what it costs a server: some 10 ms a request and 0.1 ms
 a point.
@@ -40,12 +41,12 @@ def work_of(body: bytes | None) -> int:
 
 
 class Pace:
-    """``limit``: requests at once now, between 1 and ``most``."""
+    """``limit``: requests at once now, between 1 and ``most``; ``begin`` at first."""
 
-    def __init__(self, most: int) -> None:
-        self.limit = self._most = most
-        self._pause, self._rest = _PAUSE, _PAUSE  # a server that has just begun grows faster by itself
-        self._up = False
+    def __init__(self, most: int, begin: int = 1) -> None:
+        self.limit, self._most = begin, most
+        self._pause, self._rest = _PAUSE, 0
+        self._up = True
         # While another limit is tried: the one before, and its work a second.
         self._usual: tuple[int, float] | None = None
         self._begin: float | None = None

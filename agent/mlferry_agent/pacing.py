@@ -92,6 +92,12 @@ class Window:
         """Requests at once."""
         return max(1, math.floor(self.size))
 
+    @property
+    def is_opening(self) -> bool:
+        """Whether it has not come to one yet, nor been closed: who is alone should soon be through with that, and is the
+        sooner the smaller its requests are."""
+        return self.size < 1 and self._closed_at == -math.inf
+
     def pause_s(self, now: float) -> float:
         """Seconds until the next one may go."""
         return max(0.0, self._next_at - now)

@@ -49,6 +49,15 @@ def test_the_number_that_serves_best_is_found_and_only_trials_leave_it(server: S
     assert sum(limit in best for limit in late) / len(late) > 0.8
 
 
+@pytest.mark.parametrize(("server", "best"), [(MANY_PROCESSES, 4), (SQLITE, 1)], ids=["many", "sqlite"])
+def test_it_begins_with_one_and_goes_on_with_more_within_seconds_where_they_serve_better(
+    server: Server, best: int
+) -> None:
+    pace = Pace(4)
+    assert pace.limit == 1
+    assert drive(pace, lambda now: server, 8.0) == {best}
+
+
 def test_a_server_that_gets_more_processes_is_noticed() -> None:
     pace = Pace(4)
     drive(pace, lambda now: SQLITE, 300.0)
@@ -56,15 +65,16 @@ def test_a_server_that_gets_more_processes_is_noticed() -> None:
     assert 4 in drive(pace, lambda now: MANY_PROCESSES, 1_000.0, began=300.0)
 
 
-def test_in_quiet_times_nothing_is_learnt() -> None:
-    pace = Pace(4)
+@pytest.mark.parametrize("begin", [2, 4])
+def test_in_quiet_times_nothing_is_learnt(begin: int) -> None:
+    pace = Pace(4, begin)
     for number in range(10_000):
         pace.note(work_of(b"x"), number * 0.1, number * 0.1 + 0.01)
-    assert pace.limit == 4
+    assert pace.limit == begin
 
 
 def test_what_was_counted_while_the_server_was_unwell_does_not_count() -> None:
-    pace = Pace(4)
+    pace = Pace(4, 4)
     for number in range(10_000):
         pace.note(work_of(b"x"), number * 0.1, number * 0.1 + 0.4)
         if number % 5 == 4:

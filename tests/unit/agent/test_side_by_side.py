@@ -11,6 +11,7 @@ from tests.fakes.workbench import Workbench, apart
 from tests.spooling import SpooledRun
 
 from mlferry_agent.answers import Answer
+from mlferry_agent.carrier import Carrier
 from mlferry_agent.discovery import discover
 from mlferry_agent.requests import Request
 
@@ -57,6 +58,12 @@ def hot_run(bench: Workbench, points: int = 12_000, *, tags: bool = False) -> Sp
     return run
 
 
+def be_bold(carrier: Carrier) -> None:
+    """As if it had found out that the server is not busy, and serves four at once best."""
+    gate = carrier._courier.gate
+    gate.window.size, gate.pace.limit = 4.0, 4
+
+
 async def settled() -> None:
     """Everything that does not wait for the server is done."""
     for _ in range(100):
@@ -67,7 +74,7 @@ async def test_as_many_requests_of_a_backlog_are_on_their_way_as_the_gate_lets_t
     bench = Workbench(tmp_path, server := Slow())
     run = hot_run(bench)
     with bench.carrier() as carrier:
-        carrier._courier.gate.window.size = 4.0
+        be_bold(carrier)
         life = asyncio.create_task(carrier.deliver(discover(bench.spool)))
         await settled()
         assert server.beside == 4
@@ -102,7 +109,7 @@ async def test_what_is_noted_ends_before_the_first_request_that_has_no_answer(tm
     bench = Workbench(tmp_path, server := Slow(first_waits=True))
     run = hot_run(bench)
     with bench.carrier() as carrier:
-        carrier._courier.gate.window.size = 4.0  # it has found out that the server is not busy
+        be_bold(carrier)
         life = asyncio.create_task(carrier.deliver(discover(bench.spool)))
         while server.answered < 2:  # noqa: ASYNC110 - later requests are answered, the first one is not
             await asyncio.sleep(0)
