@@ -198,7 +198,7 @@ class InPostgres:
         """Timestamps of the points whose places in the table are not ``seen``. The table only grows, but several connections
         fill pages side by side, so it is read again from a while before its last page."""
         page, known = seen if isinstance(seen, tuple) else (0, set())
-        sql = f"SELECT ctid::text, timestamp FROM metrics WHERE ctid >= '({max(0, page - 200)},0)'::tid"
+        sql = f"SELECT ctid::text, timestamp FROM metrics WHERE ctid >= '({max(0, page - 2_000)},0)'::tid"
         rows = self._postgres.sql("mlflow", sql)
         pages = [int(row[0][1:].partition(",")[0]) for row in rows]
         return [int(row[1]) for row in rows if row[0] not in known], (

@@ -112,7 +112,8 @@ class Courier:
     Args:
         sender: the transport.
         give_up_after_s: seconds without any good answer after which ``GaveUp`` is raised; None: never.
-        patient: wait for a wrong configuration to be mended, instead of raising ``Misconfigured``.
+        patient: nobody waits for it: begin as gently as fleets must (``pacing``), and wait for a wrong configuration to be
+            mended, instead of raising ``Misconfigured``.
         connections, uploads: requests and files on their way at once, at most.
     """
 
@@ -138,7 +139,8 @@ class Courier:
         self._sleep = sleep
         self.health, self.store_health = Health(), Health()
         breaker, past = Breaker(self._backoff, self._rng), Breaker(self._backoff, self._rng)
-        self._requests = _Road(self.health, breaker, Gate(Window(connections, self._rng)))
+        window = Window(connections, self._rng) if patient else Window(connections, self._rng, size=1.0)
+        self._requests = _Road(self.health, breaker, Gate(window))
         self._files = _Road(self.health, breaker, Gate(Window(uploads, self._rng, size=uploads)))
         self._direct = _Road(self.store_health, past, Gate(Window(uploads, self._rng, size=uploads)))
         self.gate = self._requests.gate

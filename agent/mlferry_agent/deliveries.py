@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from mlferry_agent import limits, requests
+from mlferry_agent import requests
 from mlferry_agent.answers import Verdict
 from mlferry_agent.closing import WriterFacts, is_alive, verdict
 from mlferry_agent.courier import Courier, Reply
@@ -49,9 +49,6 @@ from mlferry_spool.liveness import Lock, probe
 from mlferry_spool.records import Inputs, ModelStart, ModelUpdate, Outputs
 
 __all__ = ["Delivery"]
-
-#: Entities of a request while it is not known yet whether the server has others to serve.
-_PROBE = 50
 
 _SMALL = (Lane.PARAMS, Lane.ATTRIBUTES, Lane.MODELS, Lane.METRICS, Lane.INPUTS)
 
@@ -237,8 +234,7 @@ class Delivery:
         if small and (len(small) > gate.limit or gate.is_waited_for):
             return None
         lanes = (lane for lane in _SMALL if lane is not Lane.MODELS or not self._awaits_files(on_their_way))
-        most = _PROBE if gate.window.is_opening else limits.MAX_ENTITIES_PER_BATCH
-        return next_small(self._queues, lanes, small, most)
+        return next_small(self._queues, lanes, small)
 
     def _next_transfer(self, on_their_way: Collection[Batch]) -> Batch | None:
         names = {batch.pieces[0].name for batch in on_their_way if batch.lane is Lane.ARTIFACTS}

@@ -51,7 +51,8 @@ _BORNE, _MOST_ALONE_S = 0.25, 1.0
 #: Seconds for which the shortest answer is remembered, at least.
 _NORM_S = 600.0
 
-#: A window at the beginning: agents that begin together do not know of each other.
+#: A window at the beginning: agents that begin together do not know of each other. A command that somebody waits for does
+#: not begin with hundreds of others, and not below one.
 _START = 0.125
 
 #: What a window below one, and above, gains with an answer that comes at once; what is kept of it, at least, when one is
@@ -91,12 +92,6 @@ class Window:
     def whole(self) -> int:
         """Requests at once."""
         return max(1, math.floor(self.size))
-
-    @property
-    def is_opening(self) -> bool:
-        """Whether it has not come to one yet, nor been closed: who is alone should soon be through with that, and is the
-        sooner the smaller its requests are."""
-        return self.size < 1 and self._closed_at == -math.inf
 
     def pause_s(self, now: float) -> float:
         """Seconds until the next one may go."""

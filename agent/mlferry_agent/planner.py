@@ -72,18 +72,13 @@ class Batch:
         return self.pieces[0].action
 
 
-def next_small(
-    queues: Mapping[Lane, LaneQueue],
-    lanes: Iterable[Lane],
-    beside: Collection[Batch],
-    most: int = limits.MAX_ENTITIES_PER_BATCH,
-) -> Batch | None:
-    """Take the next request, of at most so many pieces, from the first of these lanes in which something is ready; None if
-    there is none, or if it has to wait for what is on its way, ``beside``."""
+def next_small(queues: Mapping[Lane, LaneQueue], lanes: Iterable[Lane], beside: Collection[Batch]) -> Batch | None:
+    """Take the next request from the first of these lanes in which something is ready; None if there is none, or if it has
+    to wait for what is on its way, ``beside``."""
     for lane in lanes:
         queue = queues[lane]
         if queue.ready:
-            return next_batch(queue, most) if not beside or _may_go_beside(queue, beside) else None
+            return next_batch(queue) if not beside or _may_go_beside(queue, beside) else None
     return None
 
 
@@ -102,13 +97,13 @@ def _is_unordered(pieces: Iterable[Piece]) -> bool:
     )
 
 
-def next_batch(queue: LaneQueue, most: int = limits.MAX_ENTITIES_PER_BATCH) -> Batch | None:
-    """Take the next request's pieces, at most so many, from a lane of small things, in order; None if nothing is ready."""
+def next_batch(queue: LaneQueue) -> Batch | None:
+    """Take the next request's pieces from a lane of small things, in order; None if nothing is ready."""
     if not queue.ready:
         return None
     first = queue.ready[0]
     taken: list[Piece] = []
-    size, most = _ENVELOPE, min(most, _most(first))
+    size, most = _ENVELOPE, _most(first)
     while queue.ready and len(taken) < most and _goes_with(first, queue.ready[0]):
         piece = queue.ready[0]
         if taken and (size + piece.size > limits.MAX_REQUEST_BYTES or _conflicts(piece, taken)):

@@ -62,6 +62,12 @@ def scripted(*answers: Answer | Exception, takes_s: float = 0.0) -> Scripted:
     return Scripted(Clock(), *answers, takes_s=takes_s)
 
 
+async def test_an_agent_begins_gently_and_a_command_that_somebody_waits_for_with_one_request_at_a_time() -> None:
+    windows = [courier(scripted(GOOD), patient=patient).gate.window for patient in (True, False)]
+    assert [window.whole for window in windows] == [1, 1]
+    assert windows[0].size < windows[1].size == 1.0
+
+
 async def test_what_is_transient_is_tried_until_it_passes_and_ever_more_slowly() -> None:
     sender = scripted(*[Unreachable("refused"), DOWN] * 100, GOOD)
     assert (await courier(sender).ask(BATCH)).verdict is Verdict.ACCEPTED

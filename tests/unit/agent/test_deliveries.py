@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import time
 import zlib
@@ -15,7 +14,6 @@ from tests.fakes.tracking import Fault, refusal
 from tests.fakes.workbench import Workbench, apart
 from tests.spooling import T0, SpooledRun
 
-from mlferry_agent import deliveries
 from mlferry_agent.answers import Answer
 from mlferry_agent.discovery import discover
 from mlferry_agent.errors import GaveUp, LedgerUnusable
@@ -371,27 +369,7 @@ async def test_a_command_that_gave_up_has_kept_what_was_acknowledged(bench: Work
         await bench.deliver(give_up_after_s=60.0)
     with bench.ledger() as ledger:
         [writer] = ledger.writers(run.run_id).values()
-    assert writer.acknowledged == deliveries._PROBE
-
-
-async def test_requests_are_small_until_the_server_is_known_not_to_be_busy_and_full_after_that(
-    bench: Workbench,
-) -> None:
-    run = SpooledRun(bench.spool, "e")
-    for step in range(5_000):
-        run.metrics(step, {"m": float(step)})
-    run.end()
-    sizes: list[int] = []
-
-    def look(request: Request) -> None:
-        if "log-batch" in request.path and (points := json.loads(request.body or b"{}").get("metrics")):
-            sizes.append(len(points))
-
-    bench.server.fault = look
-    await bench.deliver()
-    small = [size for size in sizes if size == deliveries._PROBE]
-    assert 10 < len(small) < 30 and sizes[: len(small)] == small
-    assert 1_000 in sizes[len(small) :]
+    assert writer.acknowledged == 1_000
 
 
 async def test_a_file_that_is_still_being_copied_into_the_spool_is_waited_for_while_its_writer_lives(
