@@ -302,7 +302,7 @@ class Courier:
             breaker.answered()
             took = 0.0 if is_transfer else now - began  # a file takes as long as it is
             kind = (request.path, len(request.body or b"").bit_length() // 2)
-            gate.window.answered(began, took, road.norms.usual_s(kind, took, now), now)
+            gate.window.answered(began, took, road.norms.usual_s(kind, took, now), now, used=gate.pace.limit)
             if not is_transfer and judgement.verdict is Verdict.ACCEPTED:
                 gate.pace.note(work_of(request.body), began, now)
 

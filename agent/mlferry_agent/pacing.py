@@ -105,12 +105,17 @@ class Window:
             return max(min(crowd * self.size, _MOST_ALONE_S / math.sqrt(self.size)), slow)
         return max(crowd, slow) / math.pow(self.size, _BORNE)
 
-    def answered(self, began: float, took_s: float, usual_s: float, now: float) -> None:
-        """An answer came, to a request that began then. The nearer it is to being late, the less it opens the window."""
+    def answered(self, began: float, took_s: float, usual_s: float, now: float, used: float = math.inf) -> None:
+        """An answer came, to a request that began then. The nearer it is to being late, the less it opens the window.
+
+        Args:
+            used: requests at once that other rules allow. A window that is much larger tells nothing of the server (as of
+                TCP's, RFC 7661), and is in the way when it has to be closed.
+        """
         limit = self.limit_s(usual_s)
         if took_s <= limit:
             gain = _GAIN if self.size < 1 else _GAIN_ABOVE_ONE / self.size
-            self.size = min(float(self.most), self.size + gain * (1 - took_s / limit))
+            self.size = min(float(self.most), used + 1, self.size + gain * (1 - took_s / limit))
         else:
             self._close(max(_KEPT_WHEN_LATE, limit / took_s), _LEAST_WINDOW, began, now)
         if self.size < 1:  # a delay beyond the limit says how many are too many, not how long a request takes

@@ -38,6 +38,16 @@ def test_answers_in_good_time_open_a_window_up_to_its_most() -> None:
     assert (here.size, here.whole, here.pause_s(60)) == (4, 4, 0)
 
 
+def test_a_window_that_is_not_used_grows_no_further_than_one_more() -> None:
+    here = window(size=0.125)
+    for now in range(60):
+        here.answered(now, 0.01, 0.01, now, used=1)
+    assert here.size == 2
+    for now in range(60):
+        here.answered(now, 0.01, 0.01, now, used=2)
+    assert here.size == 3
+
+
 def test_the_nearer_an_answer_is_to_being_late_the_less_it_opens_a_window() -> None:
     gains = []
     for took in (0.0, 0.4, 0.8):
