@@ -46,6 +46,10 @@ _log = logging.getLogger("mlferry.agent")
 #: Test: tests/unit/agent/test_carrier.py::test_a_spool_of_many_runs_is_delivered_a_few_at_a_time
 _MAX_ACTIVE_RUNS = 32
 
+#: Runs that may begin at once however few requests may: a large one that is under way then has one turn of many, and small
+#: ones do not wait for it. More would read what they send long before their turn.
+_BEGINNING = 8
+
 #: Seconds after which a run counts as begun, whether or not anything of it was acknowledged: a request that the server
 #: sits on must not keep others from being tried.
 #: Beyond: the next run begins.
@@ -293,7 +297,7 @@ class Carrier:
         self._start()
 
     def _may_begin(self) -> bool:
-        return len(self._beginning) <= self._courier.gate.limit
+        return len(self._beginning) <= max(self._courier.gate.limit, _BEGINNING)
 
     def _has_begun(self, run_id: str) -> None:
         """Whatever a run still has to say, others may begin."""
