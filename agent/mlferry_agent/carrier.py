@@ -46,8 +46,8 @@ _log = logging.getLogger("mlferry.agent")
 #: Test: tests/unit/agent/test_carrier.py::test_a_spool_of_many_runs_is_delivered_a_few_at_a_time
 _MAX_ACTIVE_RUNS = 32
 
-#: Runs that may begin at once however few requests may: a large one that is under way then has one turn of many, and small
-#: ones do not wait for it. More would read what they send long before their turn.
+#: Runs that are new may begin at once however few requests may: a large one that is under way then has one turn of many, and
+#: small ones do not wait for it. Of those that grow, what is sent is read shortly before their turn.
 _BEGINNING = 8
 
 #: Seconds after which a run counts as begun, whether or not anything of it was acknowledged: a request that the server
@@ -297,7 +297,8 @@ class Carrier:
         self._start()
 
     def _may_begin(self) -> bool:
-        return len(self._beginning) <= max(self._courier.gate.limit, _BEGINNING)
+        is_new = bool(self._news.unseen([next(iter(self._due))]))
+        return len(self._beginning) <= max(self._courier.gate.limit, _BEGINNING * is_new)
 
     def _has_begun(self, run_id: str) -> None:
         """Whatever a run still has to say, others may begin."""
