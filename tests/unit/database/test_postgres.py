@@ -168,6 +168,24 @@ def test_a_point_that_comes_twice_is_kept_once_with_all_others(metrics_connectio
     assert [step for (step,) in stored] == list(range(27))
 
 
+def test_a_copy_that_is_refused_before_all_was_sent_loses_nothing(
+    metrics_connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [(run_id,)] = metrics_connection.exec_driver_sql("SELECT run_uuid FROM runs").fetchall()
+    copy = bulk._copy
+
+    def refused(cursor: Any, table: str, pieces: Any) -> None:
+        if table == "metrics":
+            next(iter(pieces))
+            raise metrics_connection.dialect.loaded_dbapi.IntegrityError
+        copy(cursor, table, pieces)
+
+    monkeypatch.setattr(bulk, "_copy", refused)
+    pieces = [[("other", T0, step, run_id, 1.0, False)] for step in range(5)]
+    assert bulk.add_points(metrics_connection, [run_id], pieces) == 5
+    assert metrics_connection.exec_driver_sql("SELECT count(*) FROM metrics WHERE key = 'other'").scalar() == 5
+
+
 def test_trouble_while_points_are_read_leaves_none_of_them_and_no_broken_connection(metrics_connection: Any) -> None:
     [(run_id,)] = metrics_connection.exec_driver_sql("SELECT run_uuid FROM runs").fetchall()
 
